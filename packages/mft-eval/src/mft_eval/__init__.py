@@ -1,0 +1,1 @@
+"""mft-eval: pass@k of generated programs, executed in a sandbox."""

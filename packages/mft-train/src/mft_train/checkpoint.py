@@ -1,0 +1,175 @@
+"""Checkpoints that appear whole or not at all: weights in `model/`, everything else that a resume needs in `state/`."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from mft_train.errors import TrainError
+from mft_train.row_stream import StreamPosition
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands after `global_step` optimizer steps."""
+
+    global_step: int
+    position: StreamPosition
+
+
+def step_dir(run_dir: Path, global_step: int) -> Path:
+    """The directory of the checkpoint after `global_step` optimizer steps."""
+    return run_dir / "checkpoints" / f"step-{global_step:08d}"
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The complete checkpoint with the most steps, if there is one; staging directories do not count."""
+    return max((run_dir / "checkpoints").glob("step-*"), default=None)
+
+
+def save_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+    """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename."""
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    write_model(model, tokenizer_dir, staging)
+    publish(staging, target)
+
+
+def write_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+    """Writes the model's files; raises TrainError if a tensor to be saved is empty."""
+    empty = [name for name, tensor in model.named_parameters() if tensor.requires_grad and tensor.numel() == 0]
+    if empty:
+        raise TrainError(f'parameter "{empty[0]}" is empty, the weights were not gathered', where=str(target))
+    model.save_pretrained(target)
+    (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    shutil.copytree(tokenizer_dir, target, dirs_exist_ok=True)
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    fingerprint: dict[str, Any],
+    tokenizer_dir: Path,
+    target: Path,
+) -> None:
+    """Writes a checkpoint from all ranks together; it appears by one rename after every rank has written."""
+    import torch
+
+    staging = target.with_name(f".{target.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / "state").mkdir(parents=True)
+        write_model(accelerator.unwrap_model(model), tokenizer_dir, staging / "model")
+        torch.save(optimizer.state_dict(), staging / "state" / "optimizer.pt")
+        document = {"format_version": FORMAT_VERSION, **asdict(state), "fingerprint": fingerprint}
+        (staging / "state" / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    accelerator.wait_for_everyone()
+    torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        publish(staging, target)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: dict[str, Any],
+    checkpoint: Path,
+) -> RunState:
+    """Restores weights, optimizer and random state; raises TrainError if the run's data or batches changed."""
+    import torch
+
+    try:
+        document = orjson.loads((checkpoint / "state" / "run.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise TrainError("the checkpoint cannot be read", where=str(checkpoint), fix="delete it and resume") from error
+    for name, value in fingerprint.items():
+        if document["fingerprint"].get(name) != value:
+            saved = document["fingerprint"].get(name)
+            raise TrainError(
+                f"{name} is {value!r}, the checkpoint was made with {saved!r}",
+                where=str(checkpoint),
+                fix="resume with the settings and the dataset of the first start, or train into another output",
+            )
+    load_weights(accelerator.unwrap_model(model), checkpoint / "model")
+    optimizer.load_state_dict(torch.load(checkpoint / "state" / "optimizer.pt", map_location="cpu", weights_only=True))
+    own_state = checkpoint / "state" / f"random-{accelerator.process_index:04d}.pt"
+    if own_state.is_file():
+        restore_random_state(torch.load(own_state, map_location="cpu", weights_only=True))
+    position = StreamPosition(**document["position"])
+    return RunState(document["global_step"], position)
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Copies saved weights into a loaded model or adapter of the same shape."""
+    from safetensors.torch import load_file
+
+    if (directory / "adapter_config.json").is_file():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
+        return
+    weights: dict[str, Any] = {}
+    for shard in sorted(directory.glob("*.safetensors")):
+        weights.update(load_file(shard))
+    tied = set(model.state_dict()) - set(weights)
+    model.load_state_dict(weights, strict=False)
+    if tied - set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()):
+        raise TrainError(f'weight "{min(tied)}" is missing', where=str(directory), fix="delete this checkpoint")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random number generator of this process."""
+    import torch
+
+    numpy_state = np.random.get_state()
+    version, python_words, gauss = random.getstate()
+    return {
+        "python": [version, list(python_words), gauss],
+        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts every random number generator of this process where `random_state` found it."""
+    import torch
+
+    version, python_words, gauss = state["python"]
+    random.setstate((version, tuple(python_words), gauss))
+    name, words, *rest = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Flushes every file of `staging` to disk and renames it to `target`, replacing an older one."""
+    for path in sorted(staging.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    staging.replace(target)

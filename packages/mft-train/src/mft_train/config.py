@@ -1,0 +1,94 @@
+"""The typed configuration of a run: its keys, defaults and checks."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Settings that refuse unknown keys and never change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LossConfig(Section):
+    """How token losses of many tasks become one objective."""
+
+    reduction: Literal["token_mean", "sample_mean", "task_mean", "task_sample_mean"] = Field(
+        "task_mean", description="what is averaged over the global batch"
+    )
+    balancer: Literal["static"] = Field("static", description="where the task weights come from")
+    task_weights: dict[str, PositiveFloat] = Field(
+        {}, description="task to weight, for the task_* reductions; a task that is not named has weight 1"
+    )
+
+    @model_validator(mode="after")
+    def weights_have_a_reduction_that_uses_them(self) -> Self:
+        """Refuses weights that would silently do nothing."""
+        if self.task_weights and not self.reduction.startswith("task_"):
+            raise ValueError(f"task_weights have no effect with reduction {self.reduction}")
+        return self
+
+
+class LoraConfig(Section):
+    """Shape of the low-rank adapter."""
+
+    rank: PositiveInt = Field(16, description="inner dimension r of B @ A")
+    alpha: PositiveFloat = Field(32.0, description="the update is scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="probability, on the adapter's input")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="module name endings that get an adapter, or all-linear"
+    )
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    model: str = Field(description="base model: Hugging Face directory or hub id")
+    dataset: str = Field(description="dataset directory written by mft-data build")
+    output: str = Field(description="run directory to create")
+    method: Literal["lora", "full"] = Field("lora", description="train an adapter or all weights")
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; give this or epochs")
+    epochs: PositiveInt | None = Field(None, description="passes over the training rows; give this or max_steps")
+    global_batch_size: PositiveInt = Field(16, description="packed rows per optimizer step, over all processes")
+    micro_batch_size: PositiveInt = Field(1, description="packed rows per forward pass of one process")
+    learning_rate: PositiveFloat = Field(1e-4, description="peak learning rate")
+    min_learning_rate: NonNegativeFloat = Field(0.0, description="learning rate at the end of the schedule")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after warm-up")
+    warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of AdamW, on matrices only")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the first moment")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="AdamW's decay of the second moment")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradients are scaled down to this global norm")
+    loss: LossConfig = Field(LossConfig(), description="the multi-task objective")
+    lora: LoraConfig = Field(LoraConfig(), description="the adapter, for method lora")
+    mixture: dict[str, PositiveFloat] = Field(
+        {}, description="task to its share of the rows drawn, for every task; empty: by size, each row once per epoch"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="compute type; auto is float32 on CPU, bfloat16 on GPU"
+    )
+    attention: Literal["auto", "segments", "flash_attention_2"] = Field(
+        "auto", description="kernel over packed rows; auto is flash_attention_2 on GPU if installed, else segments"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
+    log_interval: PositiveInt = Field(1, description="steps between train events")
+    validation_interval: NonNegativeInt = Field(50, description="steps between validations; 0: only first and last")
+    checkpoint_interval: NonNegativeInt = Field(0, description="steps between checkpoints; 0: none")
+    seed: NonNegativeInt = Field(0, description="of adapter initialisation, row order and dropout")
+
+    @model_validator(mode="after")
+    def settings_fit_together(self) -> Self:
+        """Refuses combinations that have no meaning."""
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of max_steps and epochs")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate is above learning_rate")
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError("warmup_steps is not below max_steps")
+        return self

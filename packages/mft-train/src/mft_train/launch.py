@@ -1,0 +1,88 @@
+"""Starting a run: in this process, or in N processes through accelerate's launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mft_train.errors import TrainError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mft_train.config import RunConfig
+
+
+def launch(
+    config: RunConfig, arguments: Sequence[str], num_processes: int, *, is_resume: bool, is_overwrite: bool
+) -> Path:
+    """Runs `config` to its end; the path of `final/`.
+
+    A process that a launcher (accelerate, torchrun, SLURM's srun with torchrun's variables) has started is a rank and
+    trains; otherwise `num_processes` ranks are started that run the same command line, `arguments`.
+    """
+    quiet_libraries()
+    if num_processes == 1 or "LOCAL_RANK" in os.environ:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+        from mft_train.train import train
+
+        return train(config, is_resume=is_resume, is_overwrite=is_overwrite)
+    from mft_train.train import check_inputs, check_output
+
+    check_inputs(config, num_processes)
+    check_output(Path(config.output), is_resume=is_resume, is_overwrite=is_overwrite)
+    start_processes(arguments, num_processes)
+    return Path(config.output) / "final"
+
+
+def start_processes(arguments: Sequence[str], num_processes: int) -> None:
+    """Runs `mft-train` with `arguments` in each of `num_processes` ranks on this machine; raises TrainError."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # Every rank prints its own error in one line; the launcher's report would bury it.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_processes)))
+    options = [
+        "--multi_gpu",
+        "--num_machines=1",
+        f"--num_processes={num_processes}",
+        f"--main_process_port={free_port()}",
+    ]
+    options += ["--mixed_precision=no", "--dynamo_backend=no", "--module", "mft_train"]
+    try:
+        launch_command(launch_command_parser().parse_args([*options, *arguments]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise TrainError(f"rank {rank} ended with exit code {failure.exitcode}, its message is above") from error
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def quiet_libraries() -> None:
+    """Keeps messages that a user cannot act on out of the run's output; errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in (
+        "torch.distributed",
+        "torch.distributed.elastic",
+        "streaming",
+        "accelerate",
+        "bitsandbytes",
+        "DeepSpeed",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,103 @@
+"""Packed rows laid end to end as one batch without padding, and the forward keywords that keep them apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One packed row of a task: conversations end to end.
+
+    `input_ids` and `loss_mask` are (length,) integer arrays, `segment_lengths` (num_segments,) sums to length.
+    """
+
+    input_ids: np.ndarray
+    loss_mask: np.ndarray
+    segment_lengths: np.ndarray
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows concatenated to T tokens in G conversations with P supervised tokens.
+
+    A token is supervised if its mask is 1 and a token of the same conversation precedes it: the first token of a
+    conversation has nothing to be predicted from.
+    """
+
+    input_ids: Tensor  # (1, T) int64
+    position_ids: Tensor  # (1, T) int64, from 0 in every conversation
+    cu_seqlens: Tensor  # (G + 1,) int32, borders of the conversations
+    max_seqlen: int
+    predict_positions: Tensor  # (P,) int64, the positions whose logits predict a supervised token
+    labels: Tensor  # (P,) int64, the supervised tokens
+    token_segments: Tensor  # (P,) int64, the conversation of each supervised token
+    segment_tasks: Tensor  # (G,) int64
+    segment_tokens: Tensor  # (G,) int64, supervised tokens of each conversation
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on `device`."""
+        moved = {
+            name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
+            for name in self.__slots__
+            for value in (getattr(self, name),)
+        }
+        return PackedBatch(**moved)
+
+    def forward_keywords(self) -> dict[str, Any]:
+        """Keywords for a Hugging Face causal model: logits of shape (1, P, vocabulary), attention by conversation.
+
+        No attention mask is passed on purpose: a mask of ones turns the isolation of packed rows off. Without a
+        supervised token one position is kept, so that the loss stays connected to every parameter.
+        """
+        import torch
+
+        keep = self.predict_positions
+        if keep.numel() == 0:
+            keep = torch.zeros(1, dtype=torch.int64, device=keep.device)
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": None,
+            "use_cache": False,
+            "logits_to_keep": keep,
+            "cu_seq_lens_q": self.cu_seqlens,
+            "cu_seq_lens_k": self.cu_seqlens,
+            "max_length_q": self.max_seqlen,
+            "max_length_k": self.max_seqlen,
+        }
+
+
+def pack_rows(rows: Sequence[Row]) -> PackedBatch:
+    """The batch of one or more rows, on the CPU."""
+    import torch
+
+    segment_lengths = np.concatenate([row.segment_lengths for row in rows]).astype(np.int64)
+    cu_seqlens = np.concatenate([[0], np.cumsum(segment_lengths)])
+    input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
+    position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], segment_lengths)
+    supervised = np.concatenate([row.loss_mask for row in rows]).astype(bool) & (position_ids > 0)
+    label_positions = np.flatnonzero(supervised)
+    token_segments = np.repeat(np.arange(len(segment_lengths)), segment_lengths)[label_positions]
+    segment_tasks = np.concatenate([np.full(len(row.segment_lengths), row.task_id) for row in rows])
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(position_ids)[None],
+        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        max_seqlen=int(segment_lengths.max()),
+        predict_positions=torch.from_numpy(label_positions - 1),
+        labels=torch.from_numpy(input_ids[label_positions]),
+        token_segments=torch.from_numpy(token_segments),
+        segment_tasks=torch.from_numpy(segment_tasks.astype(np.int64)),
+        segment_tokens=torch.from_numpy(np.bincount(token_segments, minlength=len(segment_lengths)).astype(np.int64)),
+    )

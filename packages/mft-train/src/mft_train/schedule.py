@@ -1,0 +1,26 @@
+"""The learning rate of every step in closed form, so that a resumed run continues it exactly."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mft_train.config import RunConfig
+
+
+def learning_rate_at(step: int, num_steps: int, config: RunConfig) -> float:
+    """The learning rate of optimizer step `step`, counted from 0 to `num_steps - 1`.
+
+    Linear from learning_rate / warmup_steps to learning_rate during warm-up, then the schedule's decay, which reaches
+    min_learning_rate one step after the last. The minimum is no floor during warm-up.
+    """
+    peak, low, warmup = config.learning_rate, config.min_learning_rate, config.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "linear":
+        return peak + (low - peak) * progress
+    return low + (peak - low) * (1 + math.cos(math.pi * progress)) / 2

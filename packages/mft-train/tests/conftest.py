@@ -1,0 +1,120 @@
+"""A tiny random model and a small dataset directory, made with the real libraries."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+VOCABULARY = 97
+
+
+def write_tiny_model(path: Path, **settings) -> Path:
+    """A two-layer random Llama with grouped-query attention, as a Hugging Face directory."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+    }
+    LlamaForCausalLM(LlamaConfig(**shape | settings)).save_pretrained(path)
+    return path
+
+
+def write_tokenizer(path: Path) -> None:
+    """A word-level tokenizer with a chat template: training only copies it."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{index}": index for index in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w1", unk_token="w0"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(path)
+
+
+def random_row(generator: np.random.Generator, seq_length: int) -> dict[str, np.ndarray]:
+    """A row of a few conversations, each with an unsupervised prompt and a supervised answer."""
+    lengths = []
+    while sum(lengths) + 4 <= seq_length and len(lengths) < 4:
+        lengths.append(int(generator.integers(4, min(16, seq_length - sum(lengths)) + 1)))
+    masks = [np.arange(length) >= generator.integers(1, length) for length in lengths]
+    return {
+        "input_ids": generator.integers(0, VOCABULARY, size=sum(lengths)).astype(np.uint16),
+        "loss_mask": np.concatenate(masks).astype(np.uint8),
+        "segment_lengths": np.array(lengths, dtype=np.uint32),
+    }
+
+
+def write_dataset(path: Path, rows: dict[str, tuple[int, int]], seq_length: int = 48) -> Path:
+    """A dataset directory with (training rows, validation rows) of random tokens for every task."""
+    from streaming import MDSWriter
+
+    columns = {
+        "input_ids": "ndarray:uint16",
+        "loss_mask": "ndarray:uint8",
+        "segment_lengths": "ndarray:uint32",
+        "task_id": "int32",
+    }
+    generator = np.random.default_rng(7)
+    tasks = []
+    for task_id, (name, counts) in enumerate(rows.items()):
+        splits = {}
+        for split, count in zip(("train", "validation"), counts, strict=True):
+            samples = [random_row(generator, seq_length) for _ in range(count)]
+            if samples:
+                with MDSWriter(out=str(path / split / name), columns=columns, hashes=["sha1"]) as writer:
+                    for sample in samples:
+                        writer.write(sample | {"task_id": np.int32(task_id)})
+            splits[split] = {
+                "conversations": sum(len(sample["segment_lengths"]) for sample in samples),
+                "rows": count,
+                "tokens": sum(len(sample["input_ids"]) for sample in samples),
+                "supervised_tokens": int(sum(sample["loss_mask"].sum() for sample in samples)),
+            }
+        tasks.append({"name": name, "task_id": task_id, "splits": splits})
+    write_tokenizer(path / "tokenizer")
+    manifest = {
+        "format_version": "1",
+        "producer": "mft-data 0.1.0",
+        "seq_length": seq_length,
+        "max_token_id": VOCABULARY - 1,
+        "tasks": tasks,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("dataset") / "dataset"
+    return write_dataset(path, {"large": (23, 5), "small": (6, 2)})
+
+
+@pytest.fixture(scope="session")
+def make_row():
+    return random_row
+
+
+@pytest.fixture(scope="session")
+def make_dataset():
+    return write_dataset

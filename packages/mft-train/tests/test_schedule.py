@@ -1,0 +1,31 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mft_train.config import RunConfig
+from mft_train.schedule import learning_rate_at
+
+
+def config(**settings):
+    return RunConfig(model="m", dataset="d", output="o", max_steps=10, learning_rate=1.0, **settings)
+
+
+def test_warm_up_and_cosine_of_a_worked_example():
+    settings = config(warmup_steps=2, min_learning_rate=0.2)
+    rates = [learning_rate_at(step, 10, settings) for step in range(10)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    # Half of the eight decaying steps: the middle of 1.0 and 0.2.
+    assert rates[6] == pytest.approx(0.6)
+
+
+def test_linear_and_constant():
+    assert learning_rate_at(5, 10, config(schedule="linear")) == pytest.approx(0.5)
+    assert learning_rate_at(9, 10, config(schedule="constant")) == 1.0
+
+
+@given(st.sampled_from(["cosine", "linear", "constant"]), st.integers(0, 9), st.floats(0, 1))
+def test_rates_never_rise_after_warm_up_nor_fall_below_the_minimum(schedule, warmup, low):
+    settings = config(schedule=schedule, warmup_steps=warmup, min_learning_rate=low)
+    rates = [learning_rate_at(step, 10, settings) for step in range(warmup, 10)]
+    assert rates == sorted(rates, reverse=True)
+    assert all(low - 1e-12 <= rate <= 1 for rate in rates)

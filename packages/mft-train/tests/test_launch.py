@@ -81,10 +81,9 @@ def test_resume_continues_bit_for_bit(config, tmp_path, method):
     shutil.rmtree(run_dir / "checkpoints" / "step-00000010")
     result = launch(path, "--resume")
     assert result.exit_code == 0, result.stderr
-    resumed = events(run_dir)
-    start = next(index for index, line in enumerate(resumed) if line["event"] == "resume")
-    again = [line for line in resumed[start:] if line["event"] == "train"]
-    assert without_rate(again) == without_rate(whole[5:])
+    assert events(run_dir, "resume") == [{"event": "resume", "global_step": 5, "checkpoint": "step-00000005"}]
+    assert without_rate(events(run_dir, "train")) == without_rate(whole)
+    assert [line["global_step"] for line in events(run_dir, "validation")] == [0, 5, 10]
     assert weights(run_dir / "final") == final
 
 

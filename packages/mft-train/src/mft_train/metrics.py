@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 class MetricsWriter:
     """Appends one JSON object per event, mirrors numbers to TensorBoard and shows progress.
 
-    A writer that is not `active` does nothing, so that callers need not ask for their rank.
+    A writer that is not active does nothing, so that callers need not ask for their rank. A run that continues after
+    `global_step` steps loses the events of later steps: they are about to happen again.
     """
 
-    def __init__(self, run_dir: Path, num_steps: int, is_active: bool) -> None:
+    def __init__(self, run_dir: Path, global_step: int, num_steps: int, *, is_active: bool) -> None:
         self.is_active = is_active
         self.num_steps = num_steps
         if is_active:
             from rich.console import Console
             from torch.utils.tensorboard import SummaryWriter
 
-            self.file = (run_dir / "metrics.jsonl").open("ab")
-            self.board = SummaryWriter(str(run_dir / "tensorboard"))
+            path = run_dir / "metrics.jsonl"
+            if path.exists():
+                keep_events(path, global_step)
+            self.file = path.open("ab")
+            self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=global_step + 1)
             self.console = Console(file=sys.stderr)
             self.progress = self.start_progress() if self.console.is_terminal else None
 
@@ -78,6 +82,21 @@ class MetricsWriter:
             self.progress.update(self.progress.task_ids[0], completed=values["global_step"], status=status)
         else:
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def keep_events(path: Path, global_step: int) -> None:
+    """Rewrites metrics.jsonl with the events up to `global_step`; a line cut off by a kill goes too."""
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if event["global_step"] <= global_step:
+            kept.append(line)
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_bytes(b"".join(kept))
+    staging.replace(path)
 
 
 def describe(event: str, values: dict[str, Any], num_steps: int) -> str:

@@ -93,8 +93,12 @@ def train(config: RunConfig, *, is_resume: bool = False, is_overwrite: bool = Fa
     stream = RowStream(dataset, config.mixture, config.global_batch_size, config.seed, rank, world_size)
     num_steps = config.max_steps or (config.epochs or 0) * stream.steps_per_epoch
     run = Run(config, dataset, accelerator, model, optimizer, stream, num_steps, run_dir)
-    with MetricsWriter(run_dir, num_steps, accelerator.is_main_process) as metrics:
-        run.loop(metrics, run.start(metrics, is_resume))
+    resumed = checkpoint.latest_checkpoint(run_dir) if is_resume else None
+    state = run.load(resumed) if resumed else RunState(0, StreamPosition())
+    with MetricsWriter(run_dir, state.global_step, num_steps, is_active=accelerator.is_main_process) as metrics:
+        if resumed:
+            metrics.write("resume", global_step=state.global_step, checkpoint=resumed.name)
+        run.loop(metrics, state)
     if accelerator.is_main_process:
         checkpoint.save_model(accelerator.unwrap_model(model), dataset.tokenizer_dir, run_dir / "final")
     accelerator.wait_for_everyone()
@@ -128,14 +132,9 @@ class Run:
         weights = [self.config.loss.task_weights.get(task.name, 1.0) for task in self.dataset.tasks]
         return torch.tensor(weights, dtype=torch.float64, device=self.accelerator.device)
 
-    def start(self, metrics: MetricsWriter, is_resume: bool) -> RunState:
-        """The state to train from: the latest checkpoint's, or step 0."""
-        latest = checkpoint.latest_checkpoint(self.run_dir) if is_resume else None
-        if latest is None:
-            return RunState(0, StreamPosition())
-        state = checkpoint.load_checkpoint(self.accelerator, self.model, self.optimizer, self.fingerprint, latest)
-        metrics.write("resume", global_step=state.global_step, checkpoint=latest.name)
-        return state
+    def load(self, source: Path) -> RunState:
+        """Restores everything from a checkpoint of this run; raises TrainError."""
+        return checkpoint.load_checkpoint(self.accelerator, self.model, self.optimizer, self.fingerprint, source)
 
     def loop(self, metrics: MetricsWriter, state: RunState) -> None:
         """Optimizer steps from `state` to the last, with validation, checkpoints and their events."""

@@ -44,13 +44,9 @@ def test_a_lora_run_leaves_every_artifact_and_learns(config, tmp_path, tiny_data
     run_dir = tmp_path / "run"
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{run_dir / 'final'}\n"
-    assert sorted(path.name for path in (run_dir / "final").iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "chat_template.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    tokenizer_files = {path.name for path in (tiny_dataset / "tokenizer").iterdir()}
+    adapter_files = {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (run_dir / "final").iterdir()} == adapter_files | tokenizer_files
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir())[0] == "step-00000005"
     assert yaml.safe_load((run_dir / "config.yaml").read_text())["max_steps"] == 30
     assert [line["global_step"] for line in events(run_dir, "train")] == list(range(1, 31))

@@ -58,26 +58,25 @@ def open_dataset(location: str) -> DatasetDir:
     try:
         content = manifest_path.read_bytes()
         manifest = orjson.loads(content)
-        version = manifest["format_version"]
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise TrainError(
+                f"format_version {manifest['format_version']} is not {FORMAT_VERSION}",
+                where=str(manifest_path),
+                fix="use the mft-train that matches this mft-data",
+            )
+        return DatasetDir(
+            path=path,
+            seq_length=manifest["seq_length"],
+            tasks=tuple(read_task(entry) for entry in manifest["tasks"]),
+            max_token_id=manifest["max_token_id"],
+            manifest_sha256=hashlib.sha256(content).hexdigest(),
+        )
     except FileNotFoundError as error:
         raise TrainError("the dataset has no manifest.json", where=str(path), fix="let `mft-data build` end") from error
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise TrainError(
             "the manifest cannot be read", where=str(manifest_path), fix="build the dataset anew"
         ) from error
-    if version != FORMAT_VERSION:
-        raise TrainError(
-            f"format_version {version} is not {FORMAT_VERSION}",
-            where=str(manifest_path),
-            fix="use the mft-train that matches this mft-data",
-        )
-    return DatasetDir(
-        path=path,
-        seq_length=manifest["seq_length"],
-        tasks=tuple(read_task(entry) for entry in manifest["tasks"]),
-        max_token_id=manifest["max_token_id"],
-        manifest_sha256=hashlib.sha256(content).hexdigest(),
-    )
 
 
 def read_task(entry: dict[str, Any]) -> Task:

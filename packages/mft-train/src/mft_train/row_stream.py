@@ -86,13 +86,21 @@ class RowStream:
         local_batch_size = self.global_batch_size // self.world_size
         samples: list[dict[str, Any]] = []
         done = start.rows
-        for sample in self.streaming:
+        for sample in self.samples():
             samples.append(sample)
             if len(samples) == local_batch_size:
                 yield self.step(samples, done, start.epoch)
                 samples, done = [], done + self.global_batch_size
         if samples:
             yield self.step(samples, done, start.epoch)
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """This rank's samples of one epoch; raises TrainError if a shard cannot be read."""
+        try:
+            yield from self.streaming
+        except (OSError, ValueError) as error:
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise TrainError(f"training rows cannot be read: {cause}", fix="check the dataset's shards") from error
 
     def step(self, samples: list[dict[str, Any]], done: int, epoch: int) -> StepRows:
         """One rank's rows of the step that begins after `done` rows of the epoch.

@@ -1,0 +1,112 @@
+"""The command line of mft-infer: parses, calls one use-case, leaves stdout to the answers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mft_infer.errors import InferError
+
+SHARED_OPTIONS = (
+    click.option("--base", help="Base model of an adapter; without it, the one that the adapter names."),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Longest answer, in tokens.",
+    ),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        help="0 takes the likeliest token.",
+    ),
+    click.option(
+        "--top-p",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Sample among the likeliest tokens that hold this probability together.",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Sample among so many tokens; 0 is all.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Type of the weights; auto is float32 on a CPU and the model's own on a GPU.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, help="Torch device; auto is the first GPU, else the CPU."
+    ),
+)
+
+
+def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the options that every kind of generation has."""
+    for option in reversed(SHARED_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def file_errors() -> Iterator[None]:
+    """Turns a file that cannot be read or written into one line; a closed pipe is left to click, which ends quietly."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InferError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mft-infer")
+def main() -> None:
+    """Generate with a Hugging Face model directory, or with a PEFT adapter directory and its base."""
+
+
+@main.command()
+@click.argument("model")
+@click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("out", type=click.Path(path_type=Path, allow_dash=True))
+@shared_options
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Completions at a time.")
+@click.option(
+    "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Completions for each problem."
+)
+@click.option("--stop", multiple=True, help="Text that ends a completion and is cut off it; can be given many times.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
+def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
+    """Complete every prompt of the JSONL file PROMPTS and write the completions to the JSONL file OUT; - is a pipe."""
+    if options["num_samples"] > 1 and options["temperature"] == 0:
+        raise click.UsageError("--num-samples above 1 needs a --temperature above 0: greedy samples are all the same")
+    if "" in options["stop"]:
+        raise click.UsageError("--stop needs a text")
+    from mft_infer.generate import GenerateOptions, generate_file
+
+    with file_errors():
+        generate_file(model, prompts, out, GenerateOptions(**options))
+
+
+@main.command()
+@click.argument("model")
+@shared_options
+@click.option("--system", help="System message of the conversation.")
+def chat(model: str, system: str | None, **options: Any) -> None:
+    """Talk with MODEL: on a terminal turn by turn (/reset, /exit), from a pipe one user message a line."""
+    from mft_infer.chat import ChatOptions, chat_on_console
+
+    with file_errors():
+        chat_on_console(model, ChatOptions(system=system, **options))

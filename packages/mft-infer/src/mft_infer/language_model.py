@@ -1,0 +1,186 @@
+"""A model with its tokenizer, loaded from a directory, and what it needs to be talked to: templates, stops, limits."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mft_infer.errors import InferError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """`stop_ids` are the tokens that end an answer; `context_length` is in tokens, None where the config has none."""
+
+    name: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    stop_ids: frozenset[int]
+    context_length: int | None
+
+
+def load_language_model(name: str, *, base: str | None, dtype: str, device: str) -> LanguageModel:
+    """The model directory, adapter directory or hub id `name`; `base` stands in for the base that an adapter names."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    chosen = torch.device(_device_name(device))
+    wanted: Any = getattr(torch, dtype) if dtype != "auto" else torch.float32 if chosen.type == "cpu" else "auto"
+    adapter_dir = Path(name) if (Path(name) / "adapter_config.json").is_file() else None
+    if adapter_dir is None and base is not None:
+        raise InferError(f"{name} is no adapter, so it has no base", fix="leave out --base")
+    model_name = name if adapter_dir is None else base or _named_base(adapter_dir)
+    _check_model_name(model_name)
+    has_own_tokenizer = adapter_dir and any((adapter_dir / file).is_file() for file in TOKENIZER_FILES)
+    tokenizer = _load_tokenizer(str(adapter_dir) if has_own_tokenizer else model_name)
+    model = _load_model(model_name, wanted)
+    if adapter_dir is not None:
+        model = _with_adapter(model, adapter_dir)
+    try:
+        model = model.to(chosen).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise InferError(f"the model does not load on {device}: {_first_line(error)}") from error
+    context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return LanguageModel(name, model, tokenizer, _stop_ids(model, tokenizer), context_length)
+
+
+def encode_text(language_model: LanguageModel, text: str) -> list[int]:
+    """The ids of a raw prompt, with what the tokenizer puts before every text."""
+    return language_model.tokenizer.encode(text)
+
+
+def encode_messages(language_model: LanguageModel, messages: list[dict[str, str]]) -> list[int]:
+    """The ids of a conversation rendered by the chat template, up to where the answer begins."""
+    from jinja2 import TemplateError
+
+    tokenizer = language_model.tokenizer
+    if tokenizer.chat_template is None:
+        raise InferError(
+            "the tokenizer has no chat template",
+            where=language_model.name,
+            fix='use prompts with "prompt" instead of "messages", or a model with a template',
+        )
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise InferError(f"the chat template refuses the messages: {_first_line(error)}") from error
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InferError(f'unknown device "{device}"', fix="use auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+def _named_base(adapter_dir: Path) -> str:
+    path = adapter_dir / "adapter_config.json"
+    try:
+        name = orjson.loads(path.read_bytes())["base_model_name_or_path"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise InferError("no base_model_name_or_path", where=str(path), fix="name the base with --base") from error
+    if not isinstance(name, str) or not name:
+        raise InferError("the adapter names no base model", where=str(path), fix="name it with --base")
+    return name
+
+
+def _check_model_name(name: str) -> None:
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InferError(f"{name} is no model directory: it has neither config.json nor adapter_config.json")
+    elif path.exists():
+        raise InferError(f"{name} is a file, not a model directory")
+    elif path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        # A hub id that people share is owner/name.
+        raise InferError(f"there is no model directory {name}")
+
+
+def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
+        raise _load_error("tokenizer", name, error) from error
+
+
+def _load_model(name: str, dtype: Any) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
+        raise _load_error("model", name, error) from error
+    for problem, keys in (("missing", loading["missing_keys"]), ("of another shape", loading["mismatched_keys"])):
+        for key in sorted(map(str, keys)):
+            # transformers would go on with random weights.
+            raise InferError(f"weight {key} is {problem}", where=name)
+    return model
+
+
+def _with_adapter(model: "PreTrainedModel", adapter_dir: Path) -> "PreTrainedModel":
+    """The model with the adapter's layers in it; the wrapper of PEFT around it is not needed for generation."""
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, adapter_dir)
+    except Exception as error:  # PEFT raises whatever its many parts raise
+        raise _load_error("adapter", str(adapter_dir), error) from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise InferError("adapters that learn a prompt are not supported", where=str(adapter_dir))
+    return adapted.get_base_model()
+
+
+def _load_error(what: str, name: str, error: Exception) -> InferError:
+    if not Path(name).exists():
+        return InferError(f'"{name}" is no directory here and cannot be had from the hub: {_first_line(error)}')
+    return InferError(f"the {what} does not load: {_first_line(error)}", where=name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The ids that end an answer: the tokenizer's EOS, the generation config's, and the token that ends a bot turn."""
+    known = model.generation_config.eos_token_id
+    configured = known if isinstance(known, list) else [known]
+    ids = {tokenizer.eos_token_id, *configured, _turn_end_id(tokenizer)}
+    return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+def _turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The special token that the chat template puts after an answer, if it does."""
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        return None
+    answer = "an answer to be found again"
+    conversation = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    try:
+        rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except TemplateError:
+        return None
+    _, found, rest = rendered.rpartition(answer)
+    ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
+    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None

@@ -1,0 +1,105 @@
+"""The parts of generation one by one: sampling, detokenising, the command line."""
+
+import re
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mft_infer.detokenizer import Detokenizer
+from mft_infer.sampling import Sampling, choose_tokens, request_random
+
+logit_rows = st.lists(st.floats(-8, 8), min_size=1, max_size=12)
+
+
+@given(logit_rows, st.integers(0, 99))
+def test_greedy_is_the_likeliest_token(row, seed):
+    assert choose_tokens(torch.tensor([row]), Sampling(0, 1, 0), [Random(seed)]) == [int(torch.tensor(row).argmax())]
+
+
+@given(logit_rows, st.integers(0, 99), st.floats(0.1, 3), st.floats(0.05, 1), st.integers(0, 14))
+def test_a_sample_is_among_the_tokens_left_in(row, seed, temperature, top_p, top_k):
+    [token] = choose_tokens(torch.tensor([row]), Sampling(temperature, top_p, top_k), [Random(seed)])
+    probabilities = torch.softmax(torch.tensor(row).double() / temperature, dim=0)
+    better = probabilities[probabilities > probabilities[token] + 1e-9]
+    if top_k:
+        assert len(better) < top_k
+        probabilities = probabilities.sort(descending=True).values[:top_k]
+    assert better.sum() < top_p * probabilities.sum() + 1e-9
+
+
+@given(st.lists(logit_rows.map(lambda row: (row * 12)[:6]), min_size=1, max_size=4), st.integers(0, 99))
+def test_a_row_is_sampled_as_alone(rows, seed):
+    sampling = Sampling(0.8, 0.9, 5)
+    together = choose_tokens(torch.tensor(rows), sampling, [Random(seed + index) for index in range(len(rows))])
+    alone = [choose_tokens(torch.tensor([row]), sampling, [Random(seed + index)])[0] for index, row in enumerate(rows)]
+    assert together == alone
+
+
+def test_samples_have_the_probabilities_of_the_model():
+    random = Random(0)
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    counts = [0, 0, 0]
+    for _ in range(4000):
+        counts[choose_tokens(logits, Sampling(1, 1, 0), [random])[0]] += 1
+    # Three standard deviations of a binomial are at most 0.024.
+    assert [count / 4000 for count in counts] == pytest.approx([0.5, 0.3, 0.2], abs=0.024)
+
+
+def test_top_p_worked_by_hand():
+    """Of 0.5, 0.3, 0.2 the first two reach 0.6; among them the first holds 0.625."""
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    counts = [0, 0, 0]
+    for index in range(1000):
+        counts[choose_tokens(logits, Sampling(1, 0.6, 0), [Random(index)])[0]] += 1
+    assert counts[0] == 0
+    assert counts[1] / 1000 == pytest.approx(0.625, abs=0.05)
+
+
+def test_requests_differ_in_their_random_numbers():
+    keys = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    assert len({request_random(*key).random() for key in keys}) == 4
+    assert request_random(3, "x", 2).random() == request_random(3, "x", 2).random()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_pieces_join_to_the_decoded_whole(tokenizer, data):
+    """Any tokens, whole characters or not: the pieces are the text, and no piece ends in half a character."""
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=30))
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.push(token_id) for token_id in ids]
+    assert not any(piece.endswith("\ufffd") for piece in pieces)
+    assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20))
+def test_text_comes_out_as_it_went_in(tokenizer, text):
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.push(token_id) for token_id in tokenizer.encode(text)]
+    assert "".join(pieces) + detokenizer.flush() == text
+    assert text.startswith("".join(pieces))
+
+
+def test_a_leading_space_survives_a_decoder_that_drops_it():
+    vocabulary = {"<unk>": 0, "▁a": 1, "▁return": 2, "▁x": 3, "a": 4}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    assert tokenizer.decode([2, 3]) == "return x"
+    detokenizer = Detokenizer(tokenizer)
+    assert [detokenizer.push(token_id) for token_id in (2, 3)] == [" return", " x"]
+
+
+def test_help_names_the_commands_and_their_options(run_infer):
+    assert {"generate", "chat"} <= set(re.findall(r"\w+", run_infer("--help").stdout))
+    options = set(re.findall(r"--[\w-]+", run_infer("generate", "--help").stdout))
+    assert {"--batch-size", "--num-samples", "--stop", "--base", "--seed", "--top-p"} <= options
+    assert "--system" in run_infer("chat", "--help").stdout
+    assert run_infer("--version").stdout.startswith("mft-infer, version ")

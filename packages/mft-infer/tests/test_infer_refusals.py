@@ -1,0 +1,150 @@
+"""What cannot be done ends in one line that names the file, the line or the problem, and leaves no file."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def fails(run_infer, tmp_path):
+    """fails(model, prompts, input=...) is the one line of a generation that must fail."""
+
+    def run(model, prompts="-", *options, input=None) -> str:  # noqa: A002
+        out = tmp_path / "out" / "out.jsonl"
+        result = run_infer("generate", model, prompts, out, *options, input=input)
+        assert result.exit_code == 1, result.output
+        assert result.stdout == ""
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+        assert not out.parent.exists() or list(out.parent.iterdir()) == []
+        return result.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "invalid JSON"),
+        ("", "invalid JSON"),
+        ("[]", "a prompt is not a JSON object"),
+        ('{"prompt": "x"}', "problem_id is missing or not a text"),
+        ('{"problem_id": 3, "prompt": "x"}', "problem_id is missing or not a text"),
+        ('{"problem_id": "b"}', "either messages or prompt"),
+        ('{"problem_id": "b", "prompt": "x", "messages": []}', "either messages or prompt"),
+        ('{"problem_id": "b", "prompt": 1}', "prompt is not a text"),
+        ('{"problem_id": "b", "messages": []}', "messages is not a list"),
+        ('{"problem_id": "b", "messages": [{"role": "user"}]}', "message 0 needs a role and a content"),
+        ('{"problem_id": "a", "prompt": "x"}', 'problem_id "a" is in line 1 already'),
+    ],
+)
+def test_a_malformed_line_is_named(line, message, fails, model_dir, tmp_path):
+    text = '{"problem_id": "a", "prompt": "x"}\n' + line + "\n"
+    from_pipe = fails(model_dir, input=text)
+    assert message in from_pipe
+    assert "in <stdin> line 2" in from_pipe
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    assert f"in {path} line 2" in fails(model_dir, path)
+
+
+def test_no_prompts_are_an_error(fails, model_dir):
+    assert "there are no prompts, in <stdin>" in fails(model_dir, input="")
+
+
+def test_a_missing_prompts_file_is_one_line(fails, model_dir, tmp_path):
+    assert f"No such file or directory, in {tmp_path / 'none'}" in fails(model_dir, tmp_path / "none")
+
+
+def test_a_prompt_longer_than_the_context_names_its_problem(fails, model_dir):
+    message = fails(model_dir, input=json.dumps({"problem_id": "big/1", "prompt": "x y " * 200}))
+    assert 'the prompt of problem "big/1" has' in message
+    assert "context has 96" in message
+
+
+def test_an_empty_prompt_names_its_problem(fails, model_dir):
+    assert '"void" is empty' in fails(model_dir, input='{"problem_id": "void", "prompt": ""}')
+
+
+PROMPT = '{"problem_id": "a", "messages": [{"role": "user", "content": "x"}]}'
+
+
+@pytest.fixture
+def damaged(model_dir, tmp_path):
+    """A copy of the model directory that a test may damage."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for path in model_dir.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    return directory
+
+
+def test_messages_without_a_chat_template_are_refused(fails, damaged):
+    (damaged / "chat_template.jinja").unlink()
+    message = fails(damaged, input=PROMPT)
+    assert "the tokenizer has no chat template" in message
+    assert 'problem "a"' in message
+
+
+def test_messages_that_the_template_refuses_name_the_problem(fails, damaged):
+    (damaged / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    assert 'refuses the messages: roles must alternate, at problem "a"' in fails(damaged, input=PROMPT)
+
+
+def test_bad_models_are_one_line(fails, tmp_path, damaged):
+    assert f"there is no model directory {tmp_path / 'none'}" in fails(tmp_path / "none", input=PROMPT)
+    assert "it has neither config.json nor adapter_config.json" in fails(tmp_path, input=PROMPT)
+    assert "cannot be had from the hub" in fails("someone/some-model", input=PROMPT)
+    (tmp_path / "file").write_text("")
+    assert "is a file, not a model directory" in fails(tmp_path / "file", input=PROMPT)
+    assert "is no adapter, so it has no base" in fails(damaged, "-", "--base", tmp_path, input=PROMPT)
+    assert 'unknown device "gpu7"' in fails(damaged, "-", "--device", "gpu7", input=PROMPT)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_broken_model_file_is_one_line(name, fails, damaged):
+    (damaged / name).write_bytes((damaged / name).read_bytes()[:50])
+    assert f"in {damaged}" in fails(damaged, input=PROMPT)
+
+
+def test_a_model_with_a_missing_weight_is_refused(fails, damaged):
+    weights = load_file(damaged / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    assert "weight model.layers.1.mlp.up_proj.weight is missing" in fails(damaged, input=PROMPT)
+
+
+@pytest.mark.parametrize("edit", [lambda weights: weights.popitem(), lambda weights: weights.clear()])
+def test_an_adapter_with_missing_weights_is_refused(edit, fails, adapter_dir, tmp_path):
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    for path in adapter_dir.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    weights = load_file(directory / "adapter_model.safetensors")
+    edit(weights)
+    save_file(weights, directory / "adapter_model.safetensors")
+    assert "the adapter does not load" in fails(directory, input=PROMPT)
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(model_dir):
+    lines = "".join(json.dumps({"problem_id": str(index), "prompt": "x"}) + "\n" for index in range(40))
+    script = "from mft_infer.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "generate", str(model_dir), "-", "-", "--batch-size", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    process.stdin.write(lines.encode())
+    process.stdin.close()
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=120)
+    assert b"Traceback" not in errors

@@ -1,0 +1,191 @@
+"""The PEFT adapter directory: its config judged, every tensor given its role and its base tensor."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any
+
+from mft_merge.errors import MergeError
+from mft_merge.json_file import read_json
+from mft_merge.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
+
+PREFIX = "base_model.model."
+# The end of an adapter key and the factor that it holds.
+FACTOR_SUFFIXES = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "embedding_a",
+    ".lora_embedding_B": "embedding_b",
+    ".lora_magnitude_vector": "magnitude",
+}
+# PEFT settings that change what a merged weight is; each of them is refused by name.
+UNSUPPORTED_SETTINGS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+# Initialisations that leave the base weights alone; the others (pissa, olora, ...) train over a changed base.
+BASE_KEEPING_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One update, scale * B @ A; `a` is (rank, in), `b` is (out, rank), DoRA's `magnitude` is (out,)."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+    magnitude: StoredTensor | None
+    is_embedding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter; all three maps are keyed by the name of the base tensor.
+
+    `replacements` are whole tensors (modules_to_save, biases, resized embeddings); `base_copies` are the
+    values over which an embedding's update was trained, saved beside it by PEFT.
+    """
+
+    adapter_dir: Path
+    config: dict[str, Any]
+    updates: dict[str, LowRank]
+    replacements: dict[str, StoredTensor]
+    base_copies: dict[str, StoredTensor]
+
+
+def read_adapter(adapter_dir: Path) -> Adapter:
+    """The adapter in `adapter_dir`; refuses what a merge would get wrong."""
+    config_path = adapter_dir / "adapter_config.json"
+    if not config_path.is_file():
+        if (adapter_dir / "config.json").is_file():
+            raise MergeError(f"{adapter_dir} is a full model already, nothing to merge")
+        raise MergeError(f"{adapter_dir} is no adapter directory: it has no adapter_config.json")
+    config = read_json(config_path)
+    _check_config(config, config_path)
+    weights_path = adapter_dir / "adapter_model.safetensors"
+    if not weights_path.is_file():
+        raise MergeError("no adapter_model.safetensors", where=str(adapter_dir), fix="save the adapter as safetensors")
+    tensors = read_tensor_file(weights_path).tensors
+    for tensor in tensors.values():
+        _check_tensor(tensor)
+    factors, replacements, base_copies = _roles(tensors)
+    updates = {f"{module}.weight": _low_rank(module, found, config) for module, found in factors.items()}
+    if not updates:
+        raise MergeError("the adapter has no LoRA tensor", where=str(weights_path))
+    return Adapter(adapter_dir, config, updates, replacements, base_copies)
+
+
+def pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the whole module name or its end after a dot, as PEFT matches."""
+    for pattern, value in patterns.items():
+        try:
+            is_match = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise MergeError(f'the pattern "{pattern}" of the adapter config is no regular expression') from error
+        if is_match:
+            return value
+    return default
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise MergeError(f'an adapter of type "{config.get("peft_type")}" cannot be merged, only LORA', where=str(path))
+    for setting in UNSUPPORTED_SETTINGS:
+        if config.get(setting):
+            raise MergeError(f'the adapter uses "{setting}", which this tool cannot merge', where=str(path))
+    for key, kinds in (("r", int), ("lora_alpha", (int, float))):
+        if not isinstance(config.get(key), kinds):
+            raise MergeError(f'"{key}" is missing or no number', where=str(path))
+    init = config.get("init_lora_weights", True)
+    if init not in BASE_KEEPING_INITS:
+        raise MergeError(
+            f'the adapter was initialised by "{init}", which trains over changed base weights',
+            where=str(path),
+            fix="convert it with PEFT's path_initial_model_for_weight_conversion first",
+        )
+
+
+def _check_tensor(tensor: StoredTensor) -> None:
+    if prod(tensor.shape) == 0:
+        raise MergeError(
+            f'adapter tensor "{tensor.name}" is empty',
+            where=str(tensor.path),
+            fix="save the adapter again with its parameters gathered (ZeRO-3 or FSDP leave such shards)",
+        )
+    if tensor.dtype not in FLOAT_TYPES:
+        raise MergeError(f'adapter tensor "{tensor.name}" is of type {tensor.dtype}', where=str(tensor.path))
+
+
+def _roles(
+    tensors: dict[str, StoredTensor],
+) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor], dict[str, StoredTensor]]:
+    """Factors by module, replacements and base copies by tensor name."""
+    factors: dict[str, dict[str, StoredTensor]] = {}
+    replacements: dict[str, StoredTensor] = {}
+    base_copies: dict[str, StoredTensor] = {}
+    for key, tensor in tensors.items():
+        if not key.startswith(PREFIX):
+            raise unused(tensor)
+        name = key.removeprefix(PREFIX)
+        suffix = next((suffix for suffix in FACTOR_SUFFIXES if name.endswith(suffix)), None)
+        if suffix:
+            factors.setdefault(name.removesuffix(suffix), {})[FACTOR_SUFFIXES[suffix]] = tensor
+            continue
+        module, wrapper, parameter = _split_wrapper(name)
+        if wrapper == "base_layer":
+            base_copies[f"{module}.{parameter}"] = tensor
+        elif wrapper is None:
+            replacements[name] = tensor
+        elif f"{PREFIX}{module}.{parameter}" not in tensors:
+            # With a resized vocabulary PEFT also writes the two inner copies of a saved module; what counts is
+            # the plain key beside them.
+            raise unused(tensor)
+    return factors, replacements, base_copies
+
+
+def _split_wrapper(name: str) -> tuple[str, str | None, str]:
+    """The module, PEFT's wrapper around it (or None) and the parameter of a tensor name."""
+    module, _, parameter = name.rpartition(".")
+    outer, _, last = module.rpartition(".")
+    if last in ("base_layer", "modules_to_save", "original_module"):
+        return outer, last, parameter
+    return module, None, parameter
+
+
+def _low_rank(module: str, factors: dict[str, StoredTensor], config: dict[str, Any]) -> LowRank:
+    is_embedding = "embedding_a" in factors or "embedding_b" in factors
+    prefix = "embedding_" if is_embedding else ""
+    expected = {f"{prefix}a", f"{prefix}b"} | ({"magnitude"} if config.get("use_dora") else set())
+    some = next(iter(factors.values()))
+    if set(factors) != expected:
+        wrong = ", ".join(sorted(expected ^ set(factors)))
+        raise MergeError(f'the LoRA tensors of "{module}" do not fit together ({wrong})', where=str(some.path))
+    a, b = factors[f"{prefix}a"], factors[f"{prefix}b"]
+    rank = pattern_value(config.get("rank_pattern") or {}, module, config["r"])
+    alpha = pattern_value(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+    if len(a.shape) != 2 or len(b.shape) != 2 or {a.shape[0], b.shape[1]} != {rank}:
+        raise MergeError(
+            f'the LoRA tensors of "{module}" are {_shapes((a, b))}, not of the rank {rank} that the config gives',
+            where=str(a.path),
+        )
+    scale = alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+    return LowRank(a, b, scale, factors.get("magnitude"), is_embedding)
+
+
+def unused(tensor: StoredTensor) -> MergeError:
+    """The error for an adapter tensor that has no place in the merged model."""
+    return MergeError(f'adapter tensor "{tensor.name}" belongs to no tensor of the base', where=str(tensor.path))
+
+
+def _shapes(tensors: Iterable[StoredTensor]) -> str:
+    return " and ".join("x".join(map(str, tensor.shape)) for tensor in tensors)

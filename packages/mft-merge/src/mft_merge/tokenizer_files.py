@@ -1,0 +1,80 @@
+"""The tokenizer's files: which directory they come from, and the token that ends an answer."""
+
+from pathlib import Path
+from typing import Any
+
+from mft_merge.json_file import read_json
+
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    "added_tokens.json",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_DIR = "additional_chat_templates"
+
+
+def tokenizer_paths(adapter_dir: Path, base_dir: Path) -> dict[str, Path]:
+    """The tokenizer files and chat templates, by their path in a model directory.
+
+    They are the adapter's if it has a tokenizer, else the base's; a chat template beside the adapter always counts.
+    """
+    has_own = any((adapter_dir / name).is_file() for name in VOCABULARY_FILES)
+    chosen = adapter_dir if has_own else base_dir
+    paths = {name: chosen / name for name in TOKENIZER_FILES}
+    template_dir = adapter_dir if (adapter_dir / TEMPLATE_FILE).is_file() else chosen
+    templates = (
+        TEMPLATE_FILE,
+        *(f"{TEMPLATE_DIR}/{path.name}" for path in (template_dir / TEMPLATE_DIR).glob("*.jinja")),
+    )
+    paths |= {name: template_dir / name for name in sorted(templates)}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def stop_token_id(tokenizer_dir: Path) -> int | None:
+    """The id of the EOS token of the tokenizer in `tokenizer_dir`, or None where its files do not say."""
+    token: Any = None
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if token is None and (tokenizer_dir / name).is_file():
+            token = read_json(tokenizer_dir / name).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is None:
+        return None
+    return next((token_id for name, token_id in _token_ids(tokenizer_dir) if name == text), None)
+
+
+def with_stop_token(config: dict[str, Any], stop_id: int) -> dict[str, Any]:
+    """The config with `stop_id` among its `eos_token_id`; the ids that it had still stop generation."""
+    known = config.get("eos_token_id")
+    ids = known if isinstance(known, list) else [] if known is None else [known]
+    if stop_id in ids:
+        return config
+    return config | {"eos_token_id": [stop_id, *ids] if ids else stop_id}
+
+
+def _token_ids(tokenizer_dir: Path) -> list[tuple[str, int]]:
+    """Every (token, id) that the tokenizer's JSON files name, added tokens first."""
+    pairs: list[tuple[str, int]] = []
+    if (tokenizer_dir / "tokenizer.json").is_file():
+        fast = read_json(tokenizer_dir / "tokenizer.json")
+        pairs += [(token["content"], token["id"]) for token in fast.get("added_tokens") or []]
+        vocabulary = (fast.get("model") or {}).get("vocab")
+        if isinstance(vocabulary, dict):
+            pairs += vocabulary.items()
+        elif isinstance(vocabulary, list):
+            pairs += [(entry[0], index) for index, entry in enumerate(vocabulary)]
+    elif (tokenizer_dir / "tokenizer_config.json").is_file():
+        decoder = read_json(tokenizer_dir / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        pairs += [(token["content"], int(index)) for index, token in decoder.items()]
+    return pairs

@@ -1,0 +1,226 @@
+"""What cannot be merged rightly is refused by one line that names the culprit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def adapter(base_dir, make_adapter, tmp_path):
+    """An adapter directory that a test may damage."""
+    return make_adapter(base_dir("llama"), tmp_path / "adapter")
+
+
+@pytest.fixture
+def fails(run_merge, tmp_path):
+    """fails(*arguments) is the one line on stderr of a merge that must fail and leave nothing behind."""
+
+    def run(*arguments) -> str:
+        before = sorted(path.name for path in tmp_path.iterdir())
+        result = run_merge(*arguments)
+        assert result.exit_code == 1, result.output
+        assert result.stdout == ""
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        return result.stderr
+
+    return run
+
+
+def edit_config(adapter, **changes) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(adapter, edit) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+A_KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def test_an_unknown_key_is_named(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.update({"base_model.model.score.weight": torch.ones(2, 32)}))
+    assert 'adapter tensor "base_model.model.score.weight" belongs to no tensor' in fails(adapter, tmp_path / "out")
+
+
+def test_a_key_without_pefts_prefix_is_named(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)}))
+    assert '"model.norm.weight"' in fails(adapter, tmp_path / "out")
+
+
+def test_an_update_without_a_base_tensor_is_named(adapter, fails, tmp_path):
+    def add_layer(tensors):
+        for key in [key for key in tensors if "layers.1" in key]:
+            tensors[key.replace("layers.1", "layers.7")] = tensors[key].clone()
+
+    edit_tensors(adapter, add_layer)
+    assert "layers.7.mlp.down_proj.lora_A.weight" in fails(adapter, tmp_path / "out")
+
+
+def test_an_empty_tensor_is_named(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.update({A_KEY: torch.empty(0)}))
+    message = fails(adapter, tmp_path / "out")
+    assert f'adapter tensor "{A_KEY}" is empty' in message
+    assert "gathered" in message
+
+
+def test_a_tensor_with_nan_is_named(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors[A_KEY].fill_(float("nan")))
+    assert f'adapter tensor "{A_KEY}" has values that are not finite' in fails(adapter, tmp_path / "out")
+
+
+def test_a_missing_factor_is_named(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.pop(A_KEY))
+    assert '"model.layers.0.self_attn.q_proj" do not fit together (a)' in fails(adapter, tmp_path / "out")
+
+
+def test_dora_without_its_magnitudes_is_refused(adapter, fails, tmp_path):
+    edit_config(adapter, use_dora=True)
+    assert "(magnitude)" in fails(adapter, tmp_path / "out")
+
+
+def test_a_damaged_config_is_named(adapter, fails, tmp_path):
+    edit_config(adapter, lora_alpha=None)
+    assert '"lora_alpha" is missing or no number' in fails(adapter, tmp_path / "out")
+    edit_config(adapter, lora_alpha=8, rank_pattern={"(": 2})
+    assert 'pattern "("' in fails(adapter, tmp_path / "out")
+    (adapter / "adapter_config.json").write_text("{")
+    assert "invalid JSON" in fails(adapter, tmp_path / "out")
+
+
+def test_a_rank_other_than_the_configs_is_refused(adapter, fails, tmp_path):
+    edit_config(adapter, r=5)
+    assert "4x48 and 32x4, not of the rank 5" in fails(adapter, tmp_path / "out")
+
+
+def test_a_shape_mismatch_is_refused(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.update({A_KEY: torch.ones(4, 16)}))
+    assert "has shape [32, 16], the weight has [32, 32]" in fails(adapter, tmp_path / "out")
+
+
+def test_a_saved_module_of_another_shape_is_refused(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.update({"base_model.model.model.norm.weight": torch.ones(31)}))
+    assert "has shape [31], the base has [32]" in fails(adapter, tmp_path / "out")
+
+
+def test_a_vocabulary_resized_on_one_side_is_refused(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(270, 32)}))
+    assert '"model.embed_tokens.weight" has 258 rows and "lm_head.weight" has 270' in fails(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("peft_type", ["IA3", "PROMPT_TUNING", "ADALORA", None])
+def test_another_peft_type_is_refused(peft_type, adapter, fails, tmp_path):
+    edit_config(adapter, peft_type=peft_type)
+    assert f'type "{peft_type}" cannot be merged' in fails(adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("trainable_token_indices", [1]),
+        ("lora_bias", True),
+        ("init_lora_weights", "pissa"),
+        ("target_parameters", ["x"]),
+    ],
+)
+def test_a_setting_that_changes_the_weights_otherwise_is_refused(setting, value, adapter, fails, tmp_path):
+    edit_config(adapter, **{setting: value})
+    assert (value if setting == "init_lora_weights" else setting) in fails(adapter, tmp_path / "out")
+
+
+def test_a_full_model_is_nothing_to_merge(base_dir, fails, tmp_path):
+    assert "is a full model already, nothing to merge" in fails(base_dir("llama"), tmp_path / "out")
+
+
+def test_a_directory_without_an_adapter_is_refused(fails, tmp_path):
+    assert "is no adapter directory" in fails(tmp_path, tmp_path / "out")
+    assert "no adapter directory" in fails(tmp_path / "missing", tmp_path / "out")
+
+
+def test_a_base_that_is_not_here_asks_for_base(adapter, fails, tmp_path):
+    edit_config(adapter, base_model_name_or_path="someone/some-model")
+    message = fails(adapter, tmp_path / "out")
+    assert '"someone/some-model"' in message
+    assert "--base DIR" in message
+
+
+def test_base_stands_in_for_the_named_one(adapter, base_dir, run_merge, tmp_path):
+    edit_config(adapter, base_model_name_or_path="someone/some-model")
+    assert run_merge(adapter, tmp_path / "out", "--base", base_dir("llama")).exit_code == 0
+
+
+def test_a_quantised_base_is_refused(adapter, base_dir, fails, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(base_dir("llama"), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    assert "quantised" in fails(adapter, tmp_path / "out", "--base", base)
+
+
+def test_a_qlora_run_is_merged_with_a_note(adapter, run_merge, tmp_path):
+    (tmp_path / "config.yaml").write_text("model: base\nmethod: qlora\n")
+    result = run_merge(adapter, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "note: the adapter was trained over a quantised base" in result.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "longer"])
+def test_a_broken_base_file_is_named(damage, adapter, base_dir, fails, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(base_dir("llama"), base)
+    path = base / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:-7], "header": content[:20], "longer": content + b"x"}[damage])
+    message = fails(adapter, tmp_path / "out", "--base", base)
+    assert "broken safetensors file" in message
+    assert str(path) in message
+
+
+def test_a_missing_shard_is_named(base_dir, make_adapter, fails, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(base_dir("qwen2", shard_size="30KB"), base)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    shard = sorted(base.glob("*.safetensors"))[1]
+    shard.unlink()
+    assert f'shard "{shard.name}" is missing' in fails(adapter, tmp_path / "out")
+
+
+def test_weights_too_large_for_float16_are_refused(adapter, fails, tmp_path):
+    edit_tensors(adapter, lambda tensors: tensors[A_KEY].fill_(1e6))
+    assert "do not fit float16" in fails(adapter, tmp_path / "out", "--dtype", "float16")
+
+
+def test_a_non_empty_output_needs_overwrite(adapter, run_merge, fails, tmp_path):
+    out = tmp_path / "out"
+    assert run_merge(adapter, out).exit_code == 0
+    (out / "extra").write_text("mine")
+    assert "is not empty" in fails(adapter, out)
+    assert (out / "extra").exists()
+    assert run_merge(adapter, out, "--overwrite").exit_code == 0
+    assert not (out / "extra").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_overwrite_spares_what_is_no_model(adapter, fails, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    assert "something other than a model" in fails(adapter, tmp_path / "out", "--overwrite")
+    assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_the_inputs_cannot_be_the_output(adapter, fails, tmp_path):
+    assert "is or holds the input" in fails(adapter, adapter, "--overwrite")
+    assert "is or holds the input" in fails(adapter, tmp_path, "--overwrite")
+
+
+def test_an_unwritable_output_is_one_line(adapter, fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert f"File exists, in {tmp_path / 'file'}" in fails(adapter, tmp_path / "file" / "out")

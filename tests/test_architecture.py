@@ -1,0 +1,145 @@
+"""The shape of the code: layers inside each package, no import between packages, what each may depend on."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Every module of every package, from the command line down. A module imports from the layers below its own only.
+LAYERS = {
+    "mft_data": [
+        {"cli"},
+        {"build", "inspection", "summary"},
+        {"encode_task", "dataset_dir", "mds"},
+        {"overlong"},
+        {"encoder", "records", "tokenizer", "staging", "progress"},
+        {"special_tokens", "template", "sources", "split", "packing"},
+        {"conversation"},
+        {"errors"},
+    ],
+    "mft_eval": [
+        {"cli"},
+        {"score"},
+        {"results"},
+        {"judging", "prompts"},
+        {"judge", "problems", "generations"},
+        {"sandbox", "session", "program", "pass_at_k"},
+        {"program_host"},
+        {"channel"},
+        {"codec", "errors"},
+    ],
+    "mft_infer": [
+        {"cli"},
+        {"generate", "chat"},
+        {"language_model", "generations", "prompts", "decoding"},
+        {"detokenizer", "sampling"},
+        {"errors"},
+    ],
+    "mft_merge": [
+        {"cli"},
+        {"merge"},
+        {"merged_values"},
+        {"plan"},
+        {"adapter", "base_model", "tokenizer_files"},
+        {"tensor_file", "json_file"},
+        {"errors"},
+    ],
+    "mft_train": [
+        {"__main__"},
+        {"cli"},
+        {"launch"},
+        {"train"},
+        {"checkpoint", "config_file", "metrics", "model", "optimizer", "schedule", "train_step", "validation"},
+        {"row_stream", "weighted_loss"},
+        {"dataset_dir", "coefficients", "segment_attention", "config"},
+        {"packed_batch"},
+        {"errors"},
+    ],
+}
+NEVER_IN = {
+    "mft_eval": {"torch", "transformers", "numpy", "tokenizers", "streaming"},
+    "mft_merge": {"transformers", "peft", "accelerate", "streaming"},
+    "mft_infer": {"streaming", "accelerate", "deepspeed"},
+    "mft_data": {"torch", "peft", "accelerate", "deepspeed"},
+}
+
+
+def modules(package: str) -> dict[str, Path]:
+    source = ROOT / "packages" / package.replace("_", "-") / "src" / package
+    assert [path for path in source.rglob("*.py") if path.parent != source] == [], "packages are flat"
+    return {path.stem: path for path in source.glob("*.py") if path.stem != "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a module imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_has_one_layer(package):
+    listed = [name for layer in LAYERS[package] for name in layer]
+    assert sorted(listed) == sorted(modules(package))
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_go_down(package):
+    depth = {name: index for index, layer in enumerate(LAYERS[package]) for name in layer}
+    for name, path in modules(package).items():
+        own = {imported.split(".")[1] for imported in imports(path) if imported.startswith(f"{package}.")}
+        for imported in own:
+            assert depth[imported] > depth[name], f"{package}.{name} imports {imported} of its own layer or above"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_packages_never_import_each_other(package):
+    others = set(LAYERS) - {package}
+    tests = (ROOT / "packages" / package.replace("_", "-") / "tests").glob("*.py")
+    for path in [*modules(package).values(), *tests]:
+        roots = {imported.split(".")[0] for imported in imports(path)}
+        assert not roots & others, path
+        assert not roots & NEVER_IN.get(package, set()) or path.parent.name == "tests", path
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_import_is_a_declared_dependency(package):
+    import importlib.metadata
+    import re
+    import sys
+
+    project = tomllib.loads((ROOT / "packages" / package.replace("_", "-") / "pyproject.toml").read_text())["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    requirements = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
+    declared = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in requirements}
+    by_module = importlib.metadata.packages_distributions()
+    for path in modules(package).values():
+        for root in {imported.split(".")[0] for imported in imports(path)} - {package, *sys.stdlib_module_names}:
+            distributions = {name.lower() for name in by_module.get(root, [root.replace("_", "-")])}
+            assert distributions & declared, f"{path.name} imports {root}, which pyproject.toml does not name"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_and_public_name_says_what_it_is(package):
+    for path in modules(package).values():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_shared_dependencies_ask_for_the_same_versions():
+    floors: dict[str, set[str]] = {}
+    for path in ROOT.glob("packages/*/pyproject.toml"):
+        for requirement in tomllib.loads(path.read_text())["project"]["dependencies"]:
+            name, _, floor = requirement.partition(">=")
+            floors.setdefault(name, set()).add(floor)
+    assert {name: found for name, found in floors.items() if len(found) > 1} == {}

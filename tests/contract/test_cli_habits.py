@@ -18,7 +18,10 @@ HELP_SECONDS = 0.3  # of processor time, which another program's load does not l
 MISSING_INPUTS = [
     ["mft-data", "build", "missing/", "out", "--tokenizer", "."],
     ["mft-data", "build", "task=missing.jsonl", "out", "--tokenizer", "."],
+    ["mft-data", "join", "missing/", "out"],
     ["mft-data", "inspect", "missing/"],
+    ["mft-data", "preview", "missing/", "--tokenizer", "."],
+    ["mft-data", "verify", "missing/"],
     ["mft-train", "launch", "missing.yaml"],
     ["mft-merge", "missing/", "out"],
     ["mft-infer", "generate", "missing/", "missing.jsonl", "out.jsonl"],

@@ -16,9 +16,9 @@ from streaming import LocalDataset
 from transformers import AutoTokenizer
 
 from mft_data.cli import main
-from mft_data.dataset_dir import mds_columns, write_rows
 from mft_data.encoder import EncodedBatch
-from mft_data.mds import read_row
+from mft_data.mds import ShardWriter, mds_columns, read_row
+from mft_data.rows import encode_rows
 
 FORMAT = Path(__file__).parents[1] / "FORMAT.md"
 
@@ -104,7 +104,9 @@ def test_rows_keep_to_the_format(built):
                 assert 0 < len(row["input_ids"]) == len(row["loss_mask"]) == row["segment_lengths"].sum() <= 256
                 assert row["input_ids"].max() <= manifest["max_token_id"]
                 assert (row["input_ids"][np.cumsum(row["segment_lengths"]) - 1] == eos).all()
+            index = folder / "out" / split / entry["name"] / "index.json"
             assert counts == {
+                "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
                 "conversations": sum(len(row["segment_lengths"]) for row in rows),
                 "rows": len(rows),
                 "tokens": sum(len(row["input_ids"]) for row in rows),
@@ -116,14 +118,16 @@ def shape(value):
     """The keys and JSON types of a value; lists by their first element."""
     if isinstance(value, dict):
         return {key: shape(entry) for key, entry in value.items()}
-    return [shape(value[0])] if isinstance(value, list) else type(value)
+    return [shape(entry) for entry in value[:1]] if isinstance(value, list) else type(value)
 
 
 def test_the_manifest_has_the_fields_of_the_documented_example(built):
     folder, _ = built
     example = re.search(r"```json\n(.*?)```", FORMAT.read_text(), re.DOTALL)[1]
     manifest = orjson.loads((folder / "out" / "manifest.json").read_bytes())
-    assert shape(manifest) == shape(orjson.loads(example))
+    documented = orjson.loads(example)
+    # The example was built with --decontaminate, which this dataset was not.
+    assert shape(manifest | {"decontaminated": documented["decontaminated"]}) == shape(documented)
     assert manifest["format_version"] == "1"
     names = set(re.findall(r'"(\w+)":', example))
     assert {name for name in names if f"`{name}`" not in FORMAT.read_text()} == set()
@@ -137,9 +141,14 @@ def test_the_manifest_tells_what_was_read(built, tokenizer_dir):
     assert [source["file"] for source in code["sources"]] == ["a.jsonl", "b.jsonl"]
     content = (folder / "sql" / "c.jsonl").read_bytes()
     assert db["sources"] == [
-        {"file": "c.jsonl", "size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        {
+            "file": "c.jsonl",
+            "split": None,
+            "size_bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     ]
-    assert db["conversations"] == {"read": 6, "rejected": 1, "overlong_dropped": 0, "overlong_truncated": 0}
+    assert {name: count for name, count in db["conversations"].items() if count} == {"read": 6, "rejected": 1}
     (reject,) = map(orjson.loads, (folder / "out" / "rejects.jsonl").read_bytes().splitlines())
     assert reject == {"task": "db", "file": "c.jsonl", "line": 6, "reason": 'field "chat_rounds" is empty'}
     template = (folder / "out" / "tokenizer" / "chat_template.jinja").read_bytes()
@@ -276,8 +285,16 @@ def make_rows():
     return EncodedBatch(ids, (ids % 2).astype(np.uint8), np.array([3, 2, 300]))
 
 
+def write_rows(stream_dir, dtype, encoded, rows):
+    """Writes rows of task 7 as one stream."""
+    writer = ShardWriter(stream_dir, mds_columns(dtype))
+    for sample in encode_rows(encoded, rows, 7):
+        writer.write(sample)
+    writer.finish()
+
+
 def test_the_bytes_of_a_stream_are_frozen(tmp_path):
-    write_rows(tmp_path / "t", mds_columns("uint16"), 7, make_rows(), [[2], [1, 0]])
+    write_rows(tmp_path / "t", "uint16", make_rows(), [[2], [1, 0]])
     assert tree(tmp_path / "t") == FROZEN_STREAM
 
 
@@ -285,7 +302,7 @@ def test_single_rows_are_read_as_the_streaming_library_reads_them(tmp_path):
     for dtype in ("uint16", "uint32"):
         encoded = make_rows()
         encoded = EncodedBatch(encoded.input_ids.astype(dtype), encoded.loss_mask, encoded.lengths)
-        write_rows(tmp_path / dtype, mds_columns(dtype), 7, encoded, [[2], [1, 0]])
+        write_rows(tmp_path / dtype, dtype, encoded, [[2], [1, 0]])
         expected = LocalDataset(str(tmp_path / dtype))
         for position in range(2):
             row = read_row(tmp_path / dtype, position)

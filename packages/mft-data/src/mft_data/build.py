@@ -1,116 +1,128 @@
-"""Builds a dataset directory from task sources."""
+"""Builds a dataset directory, or one part of it, from task sources."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
-from mft_data.dataset_dir import mds_columns, write_manifest, write_rejects, write_rows
-from mft_data.encode_task import EncodedTask, Limits, encode_task
+from mft_data.assemble import assemble_dataset
+from mft_data.chunk_store import finish_chunk, finished_chunk
+from mft_data.chunks import part_of, plan_chunks
 from mft_data.encoder import make_encoder
-from mft_data.packing import pack
+from mft_data.engines import started_engine
+from mft_data.errors import DataError
+from mft_data.plan import all_sources, make_plan, usable_cores
 from mft_data.progress import show_progress
-from mft_data.records import Rejects
-from mft_data.sources import file_sha256, find_sources
-from mft_data.split import SPLITS, held_out
-from mft_data.staging import check_output, staged_dir
-from mft_data.template import TEMPLATES
-from mft_data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_config, tokenizer_sha256
+from mft_data.records import Reject, Rejects
+from mft_data.staging import PART, check_output, publish, staging_dir
+from mft_data.tokenizer import save_tokenizer
+from mft_data.work import Tally, read_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from mft_data.records import MaxRejects
-    from mft_data.sources import Source
+    from mft_data.chunks import Chunk
+    from mft_data.encode_chunk import ChunkResult
+    from mft_data.encoder import Encoder
+    from mft_data.engines import Here, Processes, Ray
+    from mft_data.plan import BuildOptions, Plan
+    from mft_data.work import Work
+
+    Engine = Here | Processes | Ray
 
 
 @dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """Everything but the paths of sources and output that decides what is built."""
+class RunOptions:
+    """How a build is carried out, which changes nothing of what is built."""
 
-    tokenizer_dir: Path
-    seq_length: int
-    template: str
-    eos_token: str | None
-    role_markers: Mapping[str, str]
-    validation_fraction: float
-    packing: str
-    overlong: str
-    seed: int
-    record_format: str | None
-    max_rejects: MaxRejects
+    num_workers: int | None = None
+    engine: str = "processes"
+    is_overwrite: bool = False
+    is_resume: bool = False
+    part: tuple[int, int] | None = None
 
 
-def build(source_arguments: list[str], out: Path, options: BuildOptions, overwrite: bool) -> dict[str, Any]:
-    """Builds the dataset `out` and returns its manifest's contents; raises DataError."""
-    sources = find_sources(source_arguments)
-    check_output(out, overwrite, [source.path for source in sources])
-    tokenizer = load_tokenizer(options.tokenizer_dir, options.eos_token)
-    template = TEMPLATES[options.template](tokenizer.eos_token, options.role_markers)
-    limits = Limits(options.seq_length, options.overlong, options.record_format)
-    rejects = Rejects(options.max_rejects)
-    num_bytes = sum(file.size_bytes for source in sources for file in source.files)
-    with staged_dir(out) as staging:
-        save_tokenizer(tokenizer, template.jinja(), staging / "tokenizer")
-        # What every later reader loads from there is what has to encode.
-        tokenizer = load_tokenizer(staging / "tokenizer", None)
-        encoder = make_encoder(tokenizer_config(tokenizer), template)
-        columns = mds_columns(encoder.ids_dtype)
-        tasks = []
-        with show_progress(num_bytes) as advance:
-            for task_id, source in enumerate(sources):
-                task = encode_task(source, encoder, limits, rejects, advance)
-                splits = write_splits(staging, source.task, task_id, task, options, columns)
-                tasks.append(task_entry(source, task_id, task, splits))
-        rejects.check_percent(sum(task["conversations"]["read"] for task in tasks))
-        write_rejects(staging, rejects.entries)
-        manifest = {
-            "seq_length": options.seq_length,
-            "packing": options.packing,
-            "overlong": options.overlong,
-            "seed": options.seed,
-            "validation_fraction": options.validation_fraction,
-            "template": template.name,
-            "template_sha256": template.sha256(),
-            "tokenizer_sha256": tokenizer_sha256(staging / "tokenizer"),
-            "vocab_size": len(tokenizer),
-            "max_token_id": max(tokenizer.get_vocab().values()),
-            "eos_token": tokenizer.eos_token,
-            "eos_token_id": tokenizer.eos_token_id,
-            "columns": columns,
-            "tasks": tasks,
-        }
-        write_manifest(staging, manifest)
+def build(source_arguments: list[str], out: Path, options: BuildOptions, run: RunOptions) -> dict[str, Any] | None:
+    """Builds the dataset `out` and returns its manifest, or builds a part and returns None; raises DataError."""
+    sources = all_sources(source_arguments, options.validation_sources)
+    check_output(out, run.is_overwrite, [source.path for source in sources])
+    if run.part and options.dedup != "none":
+        raise DataError("--dedup needs the whole input", fix="build without --part, or deduplicate first")
+    all_chunks = plan_chunks(sources, options.seq_length)
+    chunks = part_of(all_chunks, *run.part) if run.part else all_chunks
+    num_workers = min(run.num_workers or usable_cores(), len(chunks))
+    # Worker processes load their libraries while this one loads the tokenizer with transformers.
+    with started_engine(run.engine, num_workers) as engine:
+        plan = make_plan(sources, options)
+        with staging_dir(out, plan.document, run.is_resume) as staging:
+            if not (staging / "tokenizer").is_dir():
+                save_tokenizer(plan.tokenizer, plan.work.template.jinja(), staging / "tokenizer")
+            run_chunks(plan, chunks, staging / "chunks", engine)
+            if run.part:
+                part = {"part": run.part[0], "num_parts": run.part[1], "num_chunks": len(all_chunks)}
+                (staging / PART).write_bytes(orjson.dumps(part))
+                publish(staging, out)
+                return None
+            chunks_dirs = dict.fromkeys(range(len(chunks)), staging / "chunks")
+            manifest = assemble_dataset(staging / "dataset", plan.document, chunks_dirs, staging / "tokenizer")
+            publish(staging / "dataset", out)
     return manifest
 
 
-def write_splits(
-    dataset_dir: Path, task_name: str, task_id: int, task: EncodedTask, options: BuildOptions, columns: dict[str, str]
-) -> dict[str, Any]:
-    """Packs and writes the train and validation rows of one task; returns the counts of each split."""
-    is_validation = held_out(task.hashes, options.validation_fraction)
-    counts = {}
-    for split in SPLITS:
-        positions = np.flatnonzero(is_validation == (split == "validation"))
-        lengths = task.encoded.lengths[positions].tolist()
-        packed = pack(lengths, options.seq_length, options.packing, f"{options.seed}/{split}/{task_name}")
-        rows = [positions[row].tolist() for row in packed]
-        counts[split] = asdict(write_rows(dataset_dir / split / task_name, columns, task_id, task.encoded, rows))
-    return counts
+def run_chunks(plan: Plan, chunks: list[Chunk], chunks_dir: Path, engine: Engine) -> None:
+    """Finishes every chunk that is not finished yet; raises DataError for the first error in the order of the input."""
+    chunks_dir.mkdir(exist_ok=True)
+    dropped = find_duplicates(plan, chunks, engine) if plan.dedup != "none" else {}
+    rejects = Rejects(plan.max_rejects)
+    finished = {chunk.index: finished_chunk(chunks_dir, chunk.index) for chunk in chunks}
+    jobs = ((encode_job, chunk, dropped.get(chunk.index)) for chunk in chunks if finished[chunk.index] is None)
+    num_read = 0
+    with (
+        closing(engine.run(partial(encode_state, plan.work, chunks_dir), jobs)) as results,
+        show_progress(sum(chunk.num_bytes for chunk in chunks)) as advance,
+    ):
+        for chunk in chunks:
+            result = finished[chunk.index] or next(results)
+            rejects.add([Reject(*reject) for reject in result.rejects])
+            num_read += result.counts.read
+            advance(chunk.num_bytes, result.num_tokens)
+    rejects.check_percent(num_read)
 
 
-def task_entry(source: Source, task_id: int, task: EncodedTask, splits: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's entry of one task."""
-    return {
-        "name": source.task,
-        "task_id": task_id,
-        "sources": [
-            {"file": file.name, "size_bytes": file.size_bytes, "sha256": file_sha256(file.path)}
-            for file in source.files
-        ],
-        "conversations": asdict(task.counts),
-        "splits": splits,
-    }
+def encode_state(work: Work, chunks_dir: Path) -> tuple[Work, Encoder, Path]:
+    """What a worker keeps between the chunks that it encodes."""
+    return work, make_encoder(work.tokenizer_config, work.template), chunks_dir
+
+
+def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, is_dropped: np.ndarray | None) -> ChunkResult:
+    """Finishes one chunk in a worker."""
+    work, encoder, chunks_dir = state
+    return finish_chunk(work, encoder, chunk, is_dropped, chunks_dir)
+
+
+def find_duplicates(plan: Plan, chunks: list[Chunk], engine: Engine) -> dict[int, np.ndarray]:
+    """A boolean per accepted conversation of each chunk, true if an earlier one of the build says the same."""
+    from mft_data.duplicates import Duplicates
+
+    duplicates = Duplicates(plan.dedup)
+    scanned = engine.run(partial(scan_state, plan.work), ((scan_job, chunk, plan.dedup == "near") for chunk in chunks))
+    return {chunk.index: duplicates.is_duplicate(*found) for chunk, found in zip(chunks, scanned, strict=True)}
+
+
+def scan_state(work: Work) -> Work:
+    """What a worker keeps between the chunks that it scans."""
+    return work
+
+
+def scan_job(work: Work, chunk: Chunk, has_signatures: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Digests (n, 2) uint64 of a chunk's accepted conversations, and their MinHash signatures if asked for."""
+    from mft_data.duplicates import signatures
+
+    records = list(read_chunk(work, chunk, Tally(0, [])))
+    digests = np.frombuffer(b"".join(record.digest for record in records), np.uint64).reshape(-1, 2)
+    return digests, signatures([record.conversation for record in records]) if has_signatures else None

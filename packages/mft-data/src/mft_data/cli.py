@@ -1,6 +1,7 @@
 """The command line: parses, calls one use-case, prints."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ def system_errors() -> Iterator[None]:
         raise
     except OSError as error:
         raise DataError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
+
+
+def echo_styled(text: str) -> None:
+    """Prints text with its colours on a terminal, without them elsewhere and where NO_COLOR is set."""
+    click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def parse_role_markers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -55,6 +61,22 @@ def unescape(text: str) -> str:
     return plain
 
 
+def parse_template(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """The name of a template, or the path of a file with one."""
+    if value in ("mft", "tokenizer") or Path(value).is_file():
+        return value
+    raise click.BadParameter(f"{value!r} is not mft, tokenizer, or a file")
+
+
+def parse_record_format(_context: click.Context, _parameter: click.Parameter, value: str) -> str | None:
+    """The name of a record shape, None for auto."""
+    from mft_data.conversation import RECORD_FORMATS
+
+    if value != "auto" and value not in RECORD_FORMATS:
+        raise click.BadParameter(f"{value!r} is not one of auto, {', '.join(RECORD_FORMATS)}")
+    return None if value == "auto" else value
+
+
 def parse_max_rejects(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
     """The MaxRejects of `N` or `P%`."""
     from mft_data.records import MaxRejects
@@ -71,6 +93,64 @@ def parse_max_rejects(_context: click.Context, _parameter: click.Parameter, valu
     raise click.BadParameter(f"{value!r} is neither a count nor a percentage like 1%")
 
 
+def parse_part(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """The numbers of `I/N`."""
+    if value is None:
+        return None
+    part, slash, num_parts = value.partition("/")
+    if slash and part.isdecimal() and num_parts.isdecimal() and 1 <= int(part) <= int(num_parts):
+        return int(part), int(num_parts)
+    raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N")
+
+
+# How conversations become tokens.
+ENCODING_OPTIONS = (
+    click.option(
+        "--tokenizer",
+        "tokenizer_dir",
+        metavar="DIR",
+        required=True,
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Folder of the base model or of its tokenizer.",
+    ),
+    click.option("--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="Tokens of a row."),
+    click.option(
+        "--template",
+        metavar="mft|tokenizer|FILE",
+        default="mft",
+        show_default=True,
+        callback=parse_template,
+        help="Text around the turns: mft's, the tokenizer's own chat template, or a Jinja chat template in a file.",
+    ),
+    click.option("--eos-token", metavar="TOK", help="Stop token after each bot turn.  [default: the tokenizer's]"),
+    click.option(
+        "--role-marker",
+        "role_markers",
+        metavar="ROLE=TEXT",
+        multiple=True,
+        callback=parse_role_markers,
+        help=r"Text before a role's content, with \n for a newline.  [default: <s>ROLE\n]",
+    ),
+    click.option(
+        "--format",
+        "record_format",
+        metavar="SHAPE",
+        default="auto",
+        show_default=True,
+        callback=parse_record_format,
+        help="Shape of the records: chat_rounds, messages, text, or the fields of a pair, such as prompt/response; "
+        "auto looks at each file's first one.",
+    ),
+)
+
+
+def encoding_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with ENCODING_OPTIONS, which `build` and `preview` share."""
+    for option in reversed(ENCODING_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mft-data")
 def main() -> None:
@@ -79,26 +159,8 @@ def main() -> None:
 
 @main.command("build")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--tokenizer",
-    "tokenizer_dir",
-    metavar="DIR",
-    required=True,
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of the base model or of its tokenizer.",
-)
-@click.option("--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="Tokens of a row.")
-@click.option("--template", type=click.Choice(["mft"]), default="mft", show_default=True, help="Text around the turns.")
-@click.option("--eos-token", metavar="TOK", help="Stop token after each bot turn.  [default: the tokenizer's]")
-@click.option(
-    "--role-marker",
-    "role_markers",
-    metavar="ROLE=TEXT",
-    multiple=True,
-    callback=parse_role_markers,
-    help=r"Text before a role's content, with \n for a newline.  [default: <s>ROLE\n]",
-)
+@click.argument("out")
+@encoding_options
 @click.option(
     "--validation",
     "validation_fraction",
@@ -121,14 +183,12 @@ def main() -> None:
     show_default=True,
     help="What to do with conversations longer than a row.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides which conversations meet, and row order.")
 @click.option(
-    "--format",
-    "record_format",
-    type=click.Choice(["auto", "chat_rounds", "messages", "text"]),
-    default="auto",
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
     show_default=True,
-    help="Shape of the records; auto looks at each file's first one.",
+    help="Decides which conversations meet, and row order.",
 )
 @click.option(
     "--max-rejects",
@@ -138,47 +198,160 @@ def main() -> None:
     callback=parse_max_rejects,
     help="Bad records to leave out before giving up.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the dataset at OUT.")
-def build_command(sources: tuple[str, ...], out: Path, record_format: str, overwrite: bool, **options: Any) -> None:
+@click.option(
+    "--validation-source",
+    "validation_sources",
+    metavar="NAME=PATH",
+    multiple=True,
+    help="Validation data of the task NAME, whose other source is then for training only.",
+)
+@click.option(
+    "--dedup",
+    type=click.Choice(["none", "exact", "near"]),
+    default="none",
+    show_default=True,
+    help="Drop conversations that repeat an earlier one of the build.",
+)
+@click.option(
+    "--decontaminate",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Problems (JSONL) that no conversation may share ten words in a row with.",
+)
+@click.option(
+    "--contaminated",
+    type=click.Choice(["drop", "report"]),
+    default="drop",
+    show_default=True,
+    help="What to do with conversations that do.",
+)
+@click.option("--workers", "num_workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+@click.option(
+    "--engine",
+    type=click.Choice(["processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Who works: processes here, or the Ray cluster of RAY_ADDRESS.",
+)
+@click.option("--part", metavar="I/N", callback=parse_part, help="Build only part I of N, for mft-data join.")
+@click.option("--resume", "is_resume", is_flag=True, help="Go on with a build that was killed.")
+@click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT.")
+def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Build the dataset OUT from task folders.
 
     SOURCE is a folder (the task takes its name) or NAME=PATH, a folder or a file. Files end in .jsonl, .jsonl.gz or
-    .jsonl.zst.
+    .jsonl.zst. OUT is a folder or a location such as s3://bucket/dataset.
     """
-    from mft_data.build import BuildOptions, build
+    from mft_data.build import RunOptions, build
+    from mft_data.plan import BuildOptions
+    from mft_data.remote import local_output
+    from mft_data.summary import summary_table
+
+    run_names = ("num_workers", "engine", "part", "is_resume", "is_overwrite")
+    run = RunOptions(**{name: options.pop(name) for name in run_names})
+    with system_errors():
+        build_options = BuildOptions(**options)
+        with local_output(out) as local_out:
+            manifest = build(list(sources), local_out, build_options, run)
+        if manifest is not None:
+            click.echo(summary_table(manifest), err=True)
+        click.echo(out)
+
+
+@main.command("join")
+@click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("out")
+@click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT.")
+def join_command(parts: tuple[Path, ...], out: str, is_overwrite: bool) -> None:
+    """Join the parts of a build, made with --part, into the dataset OUT."""
+    from mft_data.join import join
+    from mft_data.remote import local_output
     from mft_data.summary import summary_table
 
     with system_errors():
-        build_options = BuildOptions(record_format=None if record_format == "auto" else record_format, **options)
-        manifest = build(list(sources), out, build_options, overwrite)
+        with local_output(out) as local_out:
+            manifest = join(list(parts), local_out, is_overwrite)
         click.echo(summary_table(manifest), err=True)
         click.echo(out)
 
 
 @main.command("inspect")
-@click.argument("dataset_dir", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("dataset_dir", metavar="DATASET", type=click.Path(path_type=Path))
 @click.option("--task", help="Task of the row to show.")
-@click.option("--row", type=click.IntRange(min=0), help="Position of the row to show.")
-@click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True)
+@click.option("--row", type=click.IntRange(min=0), help="Position of the row to show, from 0.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation"]),
+    default="train",
+    show_default=True,
+    help="Split of the row to show.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(dataset_dir: Path, task: str | None, row: int | None, split: str, as_json: bool) -> None:
-    """Show what the dataset OUT holds, or one of its rows.
+    """Show what DATASET holds and how long its conversations are, or one of its rows.
 
     A row's supervised text stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
     """
     import orjson
 
     from mft_data.dataset_dir import read_manifest
-    from mft_data.inspection import format_row, load_row
-    from mft_data.summary import split_summaries, summary_table
+    from mft_data.inspection import dataset_summaries, format_dataset, format_row, load_lengths, load_row
 
     if (task is None) != (row is None):
         raise click.UsageError("--task and --row go together")
     with system_errors():
         if task is not None and row is not None:
-            segments = load_row(dataset_dir, task, split, row)
-            answer = {"task": task, "split": split, "row": row, "segments": segments}
-            click.echo(orjson.dumps(answer) if as_json else format_row(segments))
+            shown_row = load_row(dataset_dir, task, split, row)
+            echo_styled(orjson.dumps(shown_row).decode() if as_json else format_row(shown_row))
         else:
             manifest = read_manifest(dataset_dir)
-            click.echo(orjson.dumps(split_summaries(manifest)) if as_json else summary_table(manifest))
+            lengths = load_lengths(dataset_dir, manifest)
+            summaries = dataset_summaries(manifest, lengths)
+            click.echo(orjson.dumps(summaries) if as_json else format_dataset(manifest, lengths))
+
+
+@main.command("preview")
+@click.argument("source", metavar="SOURCE")
+@encoding_options
+@click.option(
+    "--rows",
+    "num_conversations",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Conversations to show.",
+)
+def preview_command(source: str, **options: Any) -> None:
+    """Show the first conversations of SOURCE as they would be encoded, without building.
+
+    SOURCE is a folder or NAME=PATH. Supervised text stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
+    """
+    from mft_data.preview import preview
+
+    with system_errors():
+        for shown_conversation in preview(source, **options):
+            echo_styled(shown_conversation)
+
+
+@main.command("verify")
+@click.argument("dataset_dir", metavar="DATASET", type=click.Path(path_type=Path))
+@click.option("--quick", "is_quick", is_flag=True, help="Compare sizes and counts only, without reading the shards.")
+def verify_command(dataset_dir: Path, is_quick: bool) -> None:
+    """Check that DATASET is whole: that every byte is as it was built, and every row keeps to the format.
+
+    Prints an error for each problem, or the path of DATASET.
+    """
+    from mft_data.verify import describe, find_problems, load_manifest
+
+    with system_errors():
+        manifest = load_manifest(dataset_dir)
+        has_problems = False
+        for problem in find_problems(dataset_dir, manifest, is_quick):
+            problem.show()
+            has_problems = True
+        if has_problems:
+            raise SystemExit(1)
+        click.echo(describe(manifest, is_quick), err=True)
+        click.echo(dataset_dir)

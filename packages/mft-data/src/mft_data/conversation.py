@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from itertools import islice, product
 from typing import Any
 
 from mft_data.errors import RecordError
@@ -25,6 +27,10 @@ class Turn:
 
 Conversation = tuple[Turn, ...]
 
+# A pair record has one field of each.
+QUESTION_FIELDS = ("prompt", "instruction", "input", "question", "query")
+ANSWER_FIELDS = ("response", "output", "answer", "completion")
+
 
 def parse_conversation(record: Any, record_format: str) -> Conversation:
     """The conversation of a decoded JSON record in one of RECORD_FORMATS; raises RecordError."""
@@ -34,44 +40,54 @@ def parse_conversation(record: Any, record_format: str) -> Conversation:
 
 
 def detect_format(record: Any) -> str:
-    """The first of RECORD_FORMATS whose field the record has; raises RecordError."""
+    """The only one of RECORD_FORMATS whose fields a decoded JSON record has; raises RecordError.
+
+    Beside an `instruction`, `input` is part of the question and makes no pair of its own.
+    """
     if not isinstance(record, dict):
         raise RecordError(f"the record is {json_type(record)}, not an object")
-    for name in RECORD_FORMATS:
-        if name in record:
-            return name
-    raise RecordError(f"the record has none of the fields {', '.join(RECORD_FORMATS)}")
-
-
-def parse_chat_rounds(record: dict[str, Any]) -> Conversation:
-    """The conversation of `{"chat_rounds": [{"role", "content"}, ...]}`."""
-    return parse_rounds(record, "chat_rounds")
-
-
-def parse_messages(record: dict[str, Any]) -> Conversation:
-    """The conversation of `{"messages": [{"role", "content"}, ...]}`."""
-    return parse_rounds(record, "messages")
+    fitting = [name for name in RECORD_FORMATS if all(field in record for field in name.split("/"))]
+    if "instruction" in record:
+        fitting = [name for name in fitting if not name.startswith("input/")]
+    if not fitting:
+        raise RecordError(
+            f"no known shape fits: {found_fields(record)}",
+            fix="name its fields as one of the shapes of --format does",
+        )
+    if len(fitting) > 1:
+        shapes = ", ".join(fitting)
+        raise RecordError(f"the record has the fields of several shapes ({shapes})", fix="choose one with --format")
+    return fitting[0]
 
 
 def parse_text(record: dict[str, Any]) -> Conversation:
     """The document of `{"text": "..."}`, supervised as a whole."""
-    text = string_field(record, "text", "the record")
-    if not text:
-        raise RecordError('field "text" is empty')
-    return (Turn("text", text, is_supervised=True),)
+    return (Turn("text", filled_field(record, "text"), is_supervised=True),)
 
 
-RECORD_FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
-    "chat_rounds": parse_chat_rounds,
-    "messages": parse_messages,
-    "text": parse_text,
-}
+def parse_pair(record: dict[str, Any], question_field: str, answer_field: str) -> Conversation:
+    """The conversation of one question and its answer, after a `system` turn if that field has text.
+
+    The `input` of an instruction follows it after a blank line. An instruction is never left out: a record with one
+    is refused where its `input` was to be the whole question.
+    """
+    question = string_field(record, question_field)
+    if question_field == "instruction":
+        question = "\n\n".join(filter(None, (question, optional_field(record, "input"))))
+    elif question_field == "input" and optional_field(record, "instruction"):
+        raise RecordError(
+            f'the record has an "instruction", which the shape input/{answer_field} would leave out',
+            fix=f"choose instruction/{answer_field} with --format",
+        )
+    turns = (Turn("human", question, is_supervised=False), Turn("bot", filled_field(record, answer_field), True))
+    system = optional_field(record, "system")
+    return (Turn("system", system, is_supervised=False), *turns) if system else turns
 
 
 def parse_rounds(record: dict[str, Any], field: str) -> Conversation:
     """The conversation of a list of rounds: an optional system turn, then human and bot in alternation."""
     if field not in record:
-        raise RecordError(f'field "{field}" is missing')
+        raise RecordError(f'field "{field}" is missing', fix=found_fields(record))
     rounds = record[field]
     if not isinstance(rounds, list):
         raise RecordError(f'field "{field}" is {json_type(rounds)}, not a list')
@@ -93,7 +109,9 @@ def parse_turn(entry: Any, number: int) -> Turn:
     if role is None:
         nearest = get_close_matches(given_role.lower(), ROLES, n=1)
         use = f'write "{nearest[0]}"' if nearest else "use another"
-        raise RecordError(f'unknown role "{given_role}" in {where}', fix=f"{use} (the roles are {', '.join(ROLES)})")
+        raise RecordError(
+            f"unknown role {quoted(given_role)} in {where}", fix=f"{use} (the roles are {', '.join(ROLES)})"
+        )
     is_supervised = role == "bot"
     if "train" in entry:
         if role != "bot":
@@ -125,19 +143,58 @@ def check_order(conversation: Conversation) -> None:
         raise RecordError('every bot turn has "train": false, which leaves nothing to learn')
 
 
-def string_field(entry: dict[str, Any], field: str, where: str) -> str:
+def string_field(entry: dict[str, Any], field: str, where: str = "the record") -> str:
     """The string under `field`; raises RecordError if it is missing, no string, or holds the reserved character."""
+    text = entry.get(field)
+    if isinstance(text, str) and RESERVED_CHARACTER not in text:
+        return text
+    name = f'field "{field}"' if where == "the record" else f'field "{field}" of {where}'
     if field not in entry:
-        raise RecordError(f'field "{field}" of {where} is missing')
-    text = entry[field]
+        raise RecordError(f"{name} is missing", fix=found_fields(entry, where))
     if not isinstance(text, str):
-        raise RecordError(f'field "{field}" of {where} is {json_type(text)}, not a string')
-    if RESERVED_CHARACTER in text:
-        raise RecordError(f'field "{field}" of {where} holds the noncharacter U+FDD0, which is reserved')
+        raise RecordError(f"{name} is {json_type(text)}, not a string")
+    raise RecordError(f"{name} holds the noncharacter U+FDD0, which is reserved")
+
+
+def filled_field(record: dict[str, Any], field: str) -> str:
+    """The string under `field`; raises RecordError if there is none or it is empty."""
+    text = string_field(record, field)
+    if not text:
+        raise RecordError(f'field "{field}" is empty')
     return text
+
+
+def optional_field(record: dict[str, Any], field: str) -> str:
+    """The string under `field`, empty where the field is missing or null; raises RecordError if it is anything else."""
+    return "" if record.get(field) is None else string_field(record, field)
+
+
+def found_fields(entry: dict[str, Any], where: str = "the record") -> str:
+    """Which fields an object has, in words; at most eight of them."""
+    names = [quoted(name) for name in islice(entry, 8)]
+    more = f" and {len(entry) - len(names)} more" if len(entry) > len(names) else ""
+    return f"{where} has {', '.join(names) or 'no fields'}{more}"
+
+
+def quoted(text: str) -> str:
+    """`text` on one line and in quotes, cut to 40 characters."""
+    shown = text if len(text) <= 40 else f"{text[:40]}..."
+    return f'"{shown}"' if shown.isprintable() else ascii(shown)
 
 
 def json_type(value: Any) -> str:
     """The JSON type of a decoded value, with its article."""
     names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), "a number")
+
+
+# The shapes of a record, each named by the fields it needs.
+RECORD_FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
+    "chat_rounds": partial(parse_rounds, field="chat_rounds"),
+    "messages": partial(parse_rounds, field="messages"),
+    "text": parse_text,
+    **{
+        f"{question}/{answer}": partial(parse_pair, question_field=question, answer_field=answer)
+        for question, answer in product(QUESTION_FIELDS, ANSWER_FIELDS)
+    },
+}

@@ -1,35 +1,23 @@
-"""The dataset directory on disk: rows in MDS streams, the list of rejects, the manifest."""
+"""The dataset directory's own files: the list of rejects, and the manifest, written last."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
 from mft_data.errors import DataError
+from mft_data.fingerprints import manifest_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mft_data.encoder import EncodedBatch
-    from mft_data.packing import Rows
     from mft_data.records import Reject
 
 FORMAT_VERSION = "1"
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True, slots=True)
-class SplitCounts:
-    """What one task has in one split."""
-
-    conversations: int
-    rows: int
-    tokens: int
-    supervised_tokens: int
+REJECTS = "rejects.jsonl"
 
 
 def producer() -> str:
@@ -37,54 +25,16 @@ def producer() -> str:
     return f"mft-data {version('mft-data')}"
 
 
-def mds_columns(ids_dtype: str) -> dict[str, str]:
-    """Column names and MDS encodings of a row."""
-    return {
-        "input_ids": f"ndarray:{ids_dtype}",
-        "loss_mask": "ndarray:uint8",
-        "segment_lengths": "ndarray:uint32",
-        "task_id": "int",
-    }
-
-
-def write_rows(
-    stream_dir: Path, columns: dict[str, str], task_id: int, encoded: EncodedBatch, rows: Rows
-) -> SplitCounts:
-    """Writes one MDS stream, a sample per row of positions in `encoded`; without rows writes nothing."""
-    from streaming import MDSWriter
-
-    num_tokens = num_supervised = 0
-    ends = np.cumsum(encoded.lengths)
-    starts = ends - encoded.lengths
-    if rows:
-        with MDSWriter(columns=columns, out=str(stream_dir), hashes=["sha256"]) as writer:
-            for row in rows:
-                spans = [slice(starts[position], ends[position]) for position in row]
-                loss_mask = np.concatenate([encoded.loss_mask[span] for span in spans])
-                num_tokens += len(loss_mask)
-                num_supervised += int(loss_mask.sum())
-                writer.write(
-                    {
-                        "input_ids": np.concatenate([encoded.input_ids[span] for span in spans]),
-                        "loss_mask": loss_mask,
-                        "segment_lengths": encoded.lengths[row].astype(np.uint32),
-                        "task_id": task_id,
-                    }
-                )
-    return SplitCounts(sum(map(len, rows)), len(rows), num_tokens, num_supervised)
-
-
 def write_rejects(dataset_dir: Path, rejects: list[Reject]) -> None:
     """Writes rejects.jsonl, empty if nothing was refused."""
-    lines = [orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE) for reject in rejects]
-    (dataset_dir / "rejects.jsonl").write_bytes(b"".join(lines))
+    lines = [orjson.dumps(reject._asdict(), option=orjson.OPT_APPEND_NEWLINE) for reject in rejects]
+    (dataset_dir / REJECTS).write_bytes(b"".join(lines))
 
 
 def write_manifest(dataset_dir: Path, manifest: dict[str, Any]) -> None:
     """Writes manifest.json, whose presence says that the dataset is complete."""
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     content = {"format_version": FORMAT_VERSION, "producer": producer(), **manifest}
-    (dataset_dir / MANIFEST).write_bytes(orjson.dumps(content, option=options))
+    (dataset_dir / MANIFEST).write_bytes(manifest_bytes(content))
 
 
 def read_manifest(dataset_dir: Path) -> dict[str, Any]:

@@ -1,31 +1,81 @@
-"""Shows one row of a dataset as a person reads it: segments, supervised text, special tokens."""
+"""Looks into a finished dataset: how long its conversations are, and what one row holds."""
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
 from mft_data.dataset_dir import read_manifest
 from mft_data.errors import DataError
+from mft_data.length_histogram import format_bins, length_bins, length_percentiles
 from mft_data.mds import read_row
+from mft_data.row_display import format_segment, readable_segment
+from mft_data.saved_tokenizer import open_tokenizer
+from mft_data.shard_columns import ShardError, read_segment_lengths
+from mft_data.split import SPLITS
+from mft_data.summary import split_summaries, summary_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from tokenizers import Tokenizer
+# Tokens of every conversation of a task and split that has any.
+Lengths = dict[tuple[str, str], np.ndarray]
 
 
-def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> list[dict[str, Any]]:
-    """The segments of one row, each with `input_ids`, `loss_mask` and `pieces`; raises DataError.
+def load_lengths(dataset_dir: Path, manifest: dict[str, Any]) -> Lengths:
+    """The length of every conversation in the dataset; raises DataError."""
+    lengths = {}
+    for task in manifest["tasks"]:
+        for split in SPLITS:
+            expected = task["splits"][split]["conversations"]
+            if not expected:
+                continue
+            stream_dir = dataset_dir / split / task["name"]
+            try:
+                found = read_segment_lengths(stream_dir)
+                if len(found) != expected:
+                    raise ShardError(f"{len(found)} conversations instead of the manifest's {expected}")
+            except ShardError as error:
+                what = f"the rows are damaged ({error})"
+                raise DataError(what, where=str(stream_dir), fix="see what else `mft-data verify` finds") from error
+            lengths[task["name"], split] = found
+    return lengths
 
-    A piece is a run of tokens alike: `text`, `is_supervised`, and `special_id`, the id if it is one special token.
+
+def dataset_summaries(manifest: dict[str, Any], lengths: Lengths) -> list[dict[str, Any]]:
+    """The counts of each task and split, with the percentiles and bins of its conversations' lengths."""
+    return [
+        {
+            **summary,
+            "lengths": length_percentiles(lengths[summary["task"], summary["split"]]),
+            "histogram": length_bins(lengths[summary["task"], summary["split"]]),
+        }
+        for summary in split_summaries(manifest)
+    ]
+
+
+def format_dataset(manifest: dict[str, Any], lengths: Lengths) -> str:
+    """The table of counts, then for each task the percentiles of each split and a histogram of both together."""
+    blocks = [summary_table(manifest)]
+    for task in manifest["tasks"]:
+        own = {split: lengths[task["name"], split] for split in SPLITS if (task["name"], split) in lengths}
+        percentiles = {split: length_percentiles(values) for split, values in own.items()}
+        names = ("p50", "p90", "p99", "max")
+        widths = {name: max(len(f"{row[name]:,}") for row in percentiles.values()) for name in names}
+        lines = [f"{task['name']}: tokens per conversation"]
+        for split, row in percentiles.items():
+            cells = "   ".join(f"{name} {row[name]:>{width},}" for name, width in widths.items())
+            lines.append(f"  {split:<10}  {cells}")
+        blocks.append("\n".join([*lines, "", *format_bins(length_bins(np.concatenate(list(own.values()))))]))
+    return "\n\n".join(blocks)
+
+
+def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[str, Any]:
+    """One row for reading; `start` of each of its segments is the position of its first token in the row.
+
+    Raises DataError.
     """
-    from tokenizers import Tokenizer
-
     manifest = read_manifest(dataset_dir)
     tasks = {task["name"]: task for task in manifest["tasks"]}
     if task_name not in tasks:
@@ -34,68 +84,41 @@ def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> list[di
     if row >= num_rows:
         raise DataError(f'task "{task_name}" has {num_rows} {split} rows', fix="rows count from 0")
     sample = read_row(dataset_dir / split / task_name, row)
-    tokenizer_path = dataset_dir / "tokenizer" / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    # The tokenizers library raises a bare Exception for whatever is wrong with the file.
-    except Exception as error:
-        raise DataError(f"the tokenizer cannot be read ({error})", where=str(tokenizer_path)) from error
-    borders = np.cumsum(sample["segment_lengths"])[:-1]
-    segments = zip(np.split(sample["input_ids"], borders), np.split(sample["loss_mask"], borders), strict=True)
-    return [
-        {
-            "input_ids": input_ids.tolist(),
-            "loss_mask": loss_mask.tolist(),
-            "pieces": list(pieces(tokenizer, input_ids.tolist(), loss_mask.tolist())),
-        }
-        for input_ids, loss_mask in segments
+    tokenizer = open_tokenizer(dataset_dir / "tokenizer")
+    ends = np.cumsum(sample["segment_lengths"])
+    starts = ends - sample["segment_lengths"]
+    segments = zip(starts.tolist(), ends.tolist(), strict=True)
+    return {
+        "task": task_name,
+        "task_id": sample["task_id"],
+        "split": split,
+        "row": row,
+        "num_rows": num_rows,
+        "num_tokens": len(sample["input_ids"]),
+        "seq_length": manifest["seq_length"],
+        "segments": [
+            {
+                "start": start,
+                **readable_segment(tokenizer, sample["input_ids"][start:end], sample["loss_mask"][start:end]),
+            }
+            for start, end in segments
+        ],
+    }
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """A row for reading: what it is, then its segments, each with its place in the row and its position ids."""
+    segments = row["segments"]
+    supervised = sum(sum(segment["loss_mask"]) for segment in segments)
+    lines = [
+        f"task {row['task']} (task_id {row['task_id']}), {row['split']} row {row['row']} of {row['num_rows']}: "
+        f"{row['num_tokens']} of {row['seq_length']} tokens, {supervised} supervised"
     ]
-
-
-def pieces(tokenizer: Tokenizer, input_ids: list[int], loss_mask: list[int]) -> Iterator[dict[str, Any]]:
-    """The runs of a segment: special tokens alone, others as long as they are all supervised or all not."""
-    special_ids = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-
-    def kind(position: int) -> tuple[int, int]:
-        is_special = input_ids[position] in special_ids
-        return loss_mask[position], position if is_special else -1
-
-    shown = 0
-    for (is_supervised, special_position), run in groupby(range(len(input_ids)), kind):
-        end = list(run)[-1] + 1
-        # Decoding from the start keeps what a decoder does to the first token out of later runs.
-        text = tokenizer.decode(input_ids[:end], skip_special_tokens=False)
-        special_id = input_ids[special_position] if special_position >= 0 else None
-        yield {"text": text[shown:], "is_supervised": bool(is_supervised), "special_id": special_id}
-        shown = len(text)
-
-
-def format_row(segments: list[dict[str, Any]]) -> str:
-    """The row for reading: supervised text in ⟦ ⟧ and green, special tokens as ⟨text id⟩ and bold."""
-    lines = []
     for number, segment in enumerate(segments, start=1):
-        tokens, supervised = len(segment["input_ids"]), sum(segment["loss_mask"])
-        lines.append(
-            click.style(
-                f"── segment {number} of {len(segments)}: {tokens} tokens, {supervised} supervised ──", dim=True
-            )
+        start, num_tokens = segment["start"], len(segment["input_ids"])
+        heading = (
+            f"segment {number} of {len(segments)}: tokens {start}-{start + num_tokens - 1}, "
+            f"position_ids 0-{num_tokens - 1}, {sum(segment['loss_mask'])} supervised"
         )
-        text = ""
-        for is_supervised, run in groupby(segment["pieces"], lambda piece: piece["is_supervised"]):
-            styled = "".join(format_piece(piece) for piece in run)
-            text += click.style("⟦", fg="green") + styled + click.style("⟧", fg="green") if is_supervised else styled
-        lines.append(text)
+        lines.append(format_segment(heading, segment))
     return "\n".join(lines)
-
-
-# Control characters that a terminal would obey are shown as their pictures.
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-
-
-def format_piece(piece: dict[str, Any]) -> str:
-    """A piece in its style."""
-    colour = "green" if piece["is_supervised"] else None
-    text = piece["text"].translate(CONTROL_PICTURES)
-    if piece["special_id"] is not None:
-        return click.style(f"⟨{text} {piece['special_id']}⟩", fg=colour, bold=True)
-    return click.style(text, fg=colour)

@@ -1,7 +1,15 @@
-"""Reads single rows of an MDS stream without loading the streaming library."""
+"""The MDS format, as mosaicml-streaming defines it: rows to samples to shards and back, without loading that library.
+
+A test holds every byte written here to be what streaming's own writer writes. A sample is the sizes of its columns
+without a fixed one (uint32 each), then the columns in the order of their names. A shard is the number of its samples,
+their offsets and the end (uint32 each), the description of the columns as JSON, and the samples.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +20,92 @@ from mft_data.errors import DataError
 if TYPE_CHECKING:
     from pathlib import Path
 
+SHARD_BYTES = 1 << 26
+INDEX = "index.json"
+LENGTH_FORMATS = ("<BB", "<BH", "<BI", "<BQ")
+
+
+def mds_columns(ids_dtype: str) -> dict[str, str]:
+    """Column names and MDS encodings of a row."""
+    return {
+        "input_ids": f"ndarray:{ids_dtype}",
+        "loss_mask": "ndarray:uint8",
+        "segment_lengths": "ndarray:uint32",
+        "task_id": "int",
+    }
+
+
+def encode_sample(input_ids: np.ndarray, loss_mask: np.ndarray, segment_lengths: np.ndarray, task_id: int) -> bytes:
+    """The MDS sample of one row."""
+    arrays = [encode_array(array) for array in (input_ids, loss_mask, segment_lengths)]
+    return struct.pack("<3I", *map(len, arrays)) + b"".join(arrays) + struct.pack("<q", task_id)
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """A 1-D array: a byte that tells the number of dimensions and how the length is stored, the length, the values."""
+    kind = 0 if len(array) < 1 << 8 else 1 if len(array) < 1 << 16 else 2 if len(array) < 1 << 32 else 3
+    return struct.pack(LENGTH_FORMATS[kind], 1 << 2 | kind, len(array)) + array.tobytes()
+
+
+class ShardWriter:
+    """Writes samples to the shards of one stream, then its index; a stream without samples leaves no folder."""
+
+    def __init__(self, stream_dir: Path, columns: dict[str, str]) -> None:
+        self.stream_dir = stream_dir
+        names = sorted(columns)
+        self.config = {
+            "column_encodings": [columns[name] for name in names],
+            "column_names": names,
+            "column_sizes": [8 if columns[name] == "int" else None for name in names],
+            "compression": None,
+            "format": "mds",
+            "hashes": ["sha256"],
+            "size_limit": SHARD_BYTES,
+            "version": 2,
+        }
+        self.header = json.dumps(self.config, sort_keys=True).encode()
+        self.shards: list[dict[str, Any]] = []
+        self.start_shard()
+
+    def start_shard(self) -> None:
+        """Begins an empty shard."""
+        self.samples: list[bytes] = []
+        self.num_bytes = 8 + len(self.header)
+
+    def write(self, sample: bytes) -> None:
+        """Adds one sample; a full shard goes to disk first."""
+        if self.samples and self.num_bytes + 4 + len(sample) > SHARD_BYTES:
+            self.flush()
+        self.samples.append(sample)
+        self.num_bytes += 4 + len(sample)
+
+    def flush(self) -> None:
+        """Writes the current shard."""
+        self.stream_dir.mkdir(parents=True, exist_ok=True)
+        offsets = np.zeros(len(self.samples) + 1, np.uint32)
+        np.cumsum([len(sample) for sample in self.samples], out=offsets[1:])
+        offsets += np.uint32(4 + offsets.nbytes + len(self.header))
+        content = b"".join((struct.pack("<I", len(self.samples)), offsets.tobytes(), self.header, *self.samples))
+        name = f"shard.{len(self.shards):05}.mds"
+        (self.stream_dir / name).write_bytes(content)
+        raw_data = {"basename": name, "bytes": len(content), "hashes": {"sha256": hashlib.sha256(content).hexdigest()}}
+        self.shards.append({**self.config, "raw_data": raw_data, "samples": len(self.samples), "zip_data": None})
+        self.start_shard()
+
+    def finish(self) -> str | None:
+        """Writes what is left and the index; the hex digest of the index, or None without samples."""
+        if self.samples:
+            self.flush()
+        if not self.shards:
+            return None
+        index = json.dumps({"version": 2, "shards": self.shards}, sort_keys=True).encode()
+        (self.stream_dir / INDEX).write_bytes(index)
+        return hashlib.sha256(index).hexdigest()
+
 
 def read_row(stream_dir: Path, row: int) -> dict[str, Any]:
     """The sample at position `row` of an uncompressed stream, as columns; raises DataError."""
-    index_path = stream_dir / "index.json"
+    index_path = stream_dir / INDEX
     try:
         shards = orjson.loads(index_path.read_bytes())["shards"]
         for shard in shards:
@@ -28,13 +118,17 @@ def read_row(stream_dir: Path, row: int) -> dict[str, Any]:
 
 
 def read_sample(shard_path: Path, shard: dict[str, Any], sample: int) -> dict[str, Any]:
-    """One sample of a shard file: a count, the samples' offsets, a header, the samples."""
+    """One sample of a shard file, as columns."""
     with shard_path.open("rb") as handle:
         handle.seek(4 + 4 * sample)
         begin, end = np.frombuffer(handle.read(8), np.uint32).tolist()
         handle.seek(begin)
         content = handle.read(end - begin)
-    # The sizes of columns without a fixed one come first, then all columns in the order of their names.
+    return decode_sample(content, shard)
+
+
+def decode_sample(content: bytes, shard: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a sample; `shard` describes them as an index entry does."""
     position = 4 * shard["column_sizes"].count(None)
     variable_sizes = iter(np.frombuffer(content[:position], np.uint32).tolist())
     columns = {}

@@ -1,13 +1,17 @@
-"""The records of a file: conversations for those accepted, and a tally of those refused."""
+"""The records of a file: the shape that its first one has, and the tally of those refused in a build."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
 from mft_data.conversation import Conversation, detect_format, parse_conversation
 from mft_data.errors import DataError, RecordError
-from mft_data.sources import SourceFile, read_lines
+from mft_data.sources import read_lines
+
+SAMPLE_LINES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +22,7 @@ class MaxRejects:
     percent: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(NamedTuple):
     """A refused record; `file` is its name inside the source, `line` counts from 1."""
 
     task: str
@@ -34,15 +37,10 @@ class Rejects:
 
     allowed: MaxRejects
     entries: list[Reject] = field(default_factory=list)
-    first: str = ""
 
-    def add(self, reject: Reject, file: SourceFile, fix: str | None) -> None:
-        """Counts one refused record in; raises DataError if it is one more than the count allowed."""
-        where = f"{file.path} line {reject.line}"
-        if self.allowed.count == 0:
-            raise DataError(reject.reason, where=where, fix=fix)
-        self.entries.append(reject)
-        self.first = self.first or f"{reject.reason}, in {where}"
+    def add(self, rejects: list[Reject]) -> None:
+        """Counts refused records in; raises DataError if they are more than the count allowed."""
+        self.entries.extend(rejects)
         if self.allowed.count is not None and len(self.entries) > self.allowed.count:
             raise DataError(f"more than {self.allowed.count} records were refused, the first: {self.first}")
 
@@ -53,23 +51,30 @@ class Rejects:
             refused = f"{len(self.entries)} of {num_records} records were refused"
             raise DataError(f"{refused}, more than {percent:g} %, the first: {self.first}")
 
+    @property
+    def first(self) -> str:
+        """The first refused record in words."""
+        reject = self.entries[0]
+        return f"{reject.reason}, in {reject.task}/{reject.file} line {reject.line}"
 
-def read_conversations(
-    task: str, file: SourceFile, record_format: str | None, rejects: Rejects
-) -> Iterator[tuple[int, Conversation | None]]:
-    """Line number and conversation of each record, None for a refused one.
 
-    Without a `record_format` the first record that has the field of a known one decides for the whole file.
+def file_format(path: Path) -> str | None:
+    """The shape of the first record that has a clear one, which decides for its whole file; None if none has.
+
+    Looks at so many lines only: a file that begins with a hundred strange records is strange.
     """
-    for line_number, line in read_lines(file.path):
+    for _, line in islice(read_lines(path), SAMPLE_LINES):
         try:
-            record = parse_json(line)
-            record_format = record_format or detect_format(record)
-            conversation = parse_conversation(record, record_format)
-        except RecordError as error:
-            rejects.add(Reject(task, file.name, line_number, error.reason), file, error.fix)
-            conversation = None
-        yield line_number, conversation
+            return detect_format(parse_json(line))
+        except RecordError:
+            continue
+    return None
+
+
+def parse_line(line: bytes, record_format: str | None) -> Conversation:
+    """The conversation on a line of a file of this shape; raises RecordError."""
+    record = parse_json(line)
+    return parse_conversation(record, record_format or detect_format(record))
 
 
 def parse_json(line: bytes) -> object:
@@ -77,4 +82,8 @@ def parse_json(line: bytes) -> object:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        try:
+            line.decode()
+        except UnicodeDecodeError as invalid:
+            raise RecordError(f"the line is not UTF-8 ({invalid.reason}, at byte {invalid.start + 1})") from error
         raise RecordError(f"the line is not JSON ({error.msg}, at character {error.pos + 1})") from error

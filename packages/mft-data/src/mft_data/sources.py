@@ -29,11 +29,12 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A task and where its conversations are."""
+    """A task and where its conversations are; `split` is where all go; None: to either, by what they say."""
 
     task: str
     path: Path
     files: tuple[SourceFile, ...]
+    split: str | None = None
 
 
 def find_sources(arguments: list[str]) -> list[Source]:
@@ -99,15 +100,43 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and bytes of each line that is not blank, decompressed by the file's suffix; raises DataError."""
+def read_lines(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each line that is not blank and begins in bytes [start, stop); raises DataError.
+
+    Numbers count from 1 at `start`; add `lines_before(path, start)` for those of the file. A compressed file, told
+    by its suffix, is read as a whole.
+    """
     with path.open("rb") as raw:
         try:
-            for number, line in enumerate(decompressed_lines(path, raw), start=1):
+            lines = decompressed_lines(path, raw) if stop is None else span_lines(raw, start, stop)
+            for number, line in enumerate(lines, start=1):
                 if not line.isspace():
                     yield number, line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"the gzip file is damaged ({error})", where=str(path)) from error
+
+
+def span_lines(raw: BufferedReader, start: int, stop: int) -> Iterator[bytes]:
+    """The lines of an uncompressed file that begin in bytes [start, stop)."""
+    position = start
+    if start:
+        raw.seek(start - 1)
+        position += len(raw.readline()) - 1
+    while position < stop and (line := raw.readline()):
+        position += len(line)
+        yield line
+
+
+def lines_before(path: Path, start: int) -> int:
+    """How many lines of a file begin before byte `start`."""
+    count, remaining = 0, start
+    with path.open("rb") as raw:
+        block = b"\n"
+        while remaining and (block := raw.read(min(BLOCK_BYTES, remaining))):
+            count += block.count(b"\n")
+            remaining -= len(block)
+    # A line that began earlier and goes on past `start` counts too.
+    return count + (start > 0 and not block.endswith(b"\n"))
 
 
 def decompressed_lines(path: Path, raw: BufferedReader) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ writes the private names; the characters `<|im_end|>` in a content have become p
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mft_data.conversation import RESERVED_CHARACTER
@@ -21,6 +21,11 @@ def special_token_ids(config: Mapping[str, Any]) -> dict[str, int]:
     return {token["content"]: token["id"] for token in config["added_tokens"] if token["special"]}
 
 
+def private_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Text to private name of every special token."""
+    return {text: private_name(token_id) for text, token_id in special_token_ids(config).items()}
+
+
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer.json without the parts that add, cut or pad tokens."""
     return {**config, "post_processor": None, "truncation": None, "padding": None}
@@ -28,7 +33,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer.json with every special token renamed, ids unchanged."""
-    names = {text: private_name(token_id) for text, token_id in special_token_ids(config).items()}
+    names = private_names(config)
     added_tokens = [
         {**token, "content": names[token["content"]] if token["special"] else token["content"]}
         for token in config["added_tokens"]
@@ -87,9 +92,8 @@ def unknown_token_id(config: Mapping[str, Any]) -> int | None:
     return model["vocab"].get(unk_token, special_token_ids(config).get(unk_token))
 
 
-def name_rewriter(config: Mapping[str, Any]) -> Callable[[str], str]:
-    """The function that puts private names in place of the special tokens in a template's text, the longest first."""
-    names = {text: private_name(token_id) for text, token_id in special_token_ids(config).items()}
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, longest_first)))
-    return lambda text: pattern.sub(lambda match: names[match.group()], text)
+def special_pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the texts, in one group; where several begin, the longest."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    # Without any text: what never matches.
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

@@ -8,24 +8,20 @@ import orjson
 from mft_data.conversation import Conversation
 
 SPLITS = ("train", "validation")
+DIGEST_BYTES = 16
 
 
-def conversation_hash(conversation: Conversation) -> int:
-    """64 bits of the roles, contents and supervision of a conversation; the same in every build."""
+def conversation_digest(conversation: Conversation) -> bytes:
+    """128 bits of the roles, contents and supervision of a conversation; the same in every build."""
     rounds = [[turn.role, turn.content, turn.is_supervised] for turn in conversation]
-    return int.from_bytes(hashlib.blake2b(orjson.dumps(rounds), digest_size=8).digest())
+    return hashlib.blake2b(orjson.dumps(rounds), digest_size=DIGEST_BYTES).digest()
+
+
+def leading_bits(digests: bytes) -> np.ndarray:
+    """The first 64 bits of each of the digests that stand end to end in `digests`: (conversations,) uint64."""
+    return np.frombuffer(digests, dtype=">u8")[::2].astype(np.uint64)
 
 
 def held_out(hashes: np.ndarray, validation_fraction: float) -> np.ndarray:
-    """A boolean per conversation of one task, true for validation; `hashes` is (conversations,) uint64.
-
-    The conversations with the smallest hashes are held out. If the fraction is above 0 and not all hashes are equal,
-    each side has at least one: the smallest, or the largest, hash changes sides.
-    """
-    is_validation = hashes < np.uint64(int(validation_fraction * 2**64))
-    if validation_fraction > 0 and hashes.min() < hashes.max():
-        is_validation |= hashes == hashes.min()
-        is_validation &= hashes != hashes.max()
-    elif is_validation.all():
-        is_validation[:] = False
-    return is_validation
+    """A boolean per conversation, true for validation: the ones with the smallest hashes, (conversations,) uint64."""
+    return hashes < np.uint64(int(validation_fraction * 2**64))

@@ -1,11 +1,12 @@
 """The conversation template: which text the model sees, and which stretches of it are supervised."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mft_data.conversation import Conversation
+from mft_data.special_tokens import special_pattern
 
 MFT_MARKERS = {"system": "<s>system\n", "human": "<s>human\n", "bot": "<s>bot\n"}
 
@@ -17,13 +18,45 @@ class Stretch(NamedTuple):
     is_supervised: bool
 
 
+class Template(Protocol):
+    """What an encoder asks of a template; `stop` ends the bot turns, `eos` ends documents and is the tokenizer's."""
+
+    name: str
+    eos: str
+
+    @property
+    def stop(self) -> str:
+        """The text of the special token that ends every bot turn."""
+
+    def stretches(self, conversation: Conversation) -> list[Stretch]:
+        """Unsupervised and supervised stretches in turn; joined, they are the rendered conversation.
+
+        A supervised one is what the model has to answer in one bot turn, up to and including its stop token; the text
+        before it is the prompt at inference. Raises RecordError if the template cannot take the conversation.
+        """
+
+    def renamed(self, names: Mapping[str, str]) -> "Template":
+        """The same template, writing `names[text]` for every special token `text` of its own."""
+
+    def jinja(self) -> str:
+        """The chat template that renders the very same text from a list of messages."""
+
+    def sha256(self) -> str:
+        """Hex digest of the Jinja form, which names every text of the template."""
+
+
 @dataclass(frozen=True, slots=True)
-class Template:
+class MftTemplate:
     """Role markers and the stop token's text; a newline follows system and human contents, EOS follows bot contents."""
 
     name: str
     markers: Mapping[str, str]
     eos: str
+
+    @property
+    def stop(self) -> str:
+        """The text of the special token that ends every bot turn: EOS."""
+        return self.eos
 
     def stretches(self, conversation: Conversation) -> list[Stretch]:
         """Unsupervised and supervised stretches in turn; a supervised one is one bot turn's content and its EOS.
@@ -46,10 +79,11 @@ class Template:
             stretches.append(Stretch(unsupervised, is_supervised=False))
         return stretches
 
-    def rewritten(self, rewrite: Callable[[str], str]) -> "Template":
-        """The same template with every text of its own passed through `rewrite`."""
-        markers = {role: rewrite(marker) for role, marker in self.markers.items()}
-        return Template(self.name, markers, rewrite(self.eos))
+    def renamed(self, names: Mapping[str, str]) -> "MftTemplate":
+        """The same template, writing `names[text]` for every special token `text` of its own."""
+        pattern = special_pattern(names)
+        markers = {role: pattern.sub(lambda match: names[match[0]], marker) for role, marker in self.markers.items()}
+        return MftTemplate(self.name, markers, names[self.eos])
 
     def jinja(self) -> str:
         """The chat template that renders the very same text from a list of messages."""
@@ -77,12 +111,9 @@ class Template:
         return hashlib.sha256(self.jinja().encode()).hexdigest()
 
 
-def mft_template(eos: str, markers: Mapping[str, str]) -> Template:
+def mft_template(eos: str, markers: Mapping[str, str]) -> MftTemplate:
     """The `mft` template with `markers` in place of its own for the roles given."""
-    return Template("mft", MFT_MARKERS | dict(markers), eos)
-
-
-TEMPLATES: dict[str, Callable[[str, Mapping[str, str]], Template]] = {"mft": mft_template}
+    return MftTemplate("mft", MFT_MARKERS | dict(markers), eos)
 
 
 def jinja_literal(text: str) -> str:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def load_tokenizer(tokenizer_dir: Path, eos_token: str | None) -> PreTrainedTokenizerBase:
     """The fast tokenizer in a directory, its `eos_token` set to the one given, if any; raises DataError."""
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir), local_files_only=True, trust_remote_code=False)
+        loader = tokenizer_loader(tokenizer_dir)
+        tokenizer = loader.from_pretrained(str(tokenizer_dir), local_files_only=True, trust_remote_code=False)
     # The loader raises whatever its many parsers raise, a bare Exception among them.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" :")
@@ -36,6 +36,22 @@ def load_tokenizer(tokenizer_dir: Path, eos_token: str | None) -> PreTrainedToke
         )
     set_eos_token(tokenizer, eos_token, tokenizer_dir)
     return tokenizer
+
+
+def tokenizer_loader(tokenizer_dir: Path) -> Any:
+    """What loads the tokenizer: the class that takes tokenizer.json as it is, where it says so, else AutoTokenizer.
+
+    AutoTokenizer would come to the same class, but not before it has imported torch.
+    """
+    config_path = tokenizer_dir / "tokenizer_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def set_eos_token(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, tokenizer_dir: Path) -> None:

@@ -1,0 +1,239 @@
+"""mft-data against its tokenizer alone, against TRL and a per-conversation loop, and against streaming's own reading.
+
+Every rate is in tokens of the finished rows per second; each ratio is of rates measured in this run.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mft_data.build import RunOptions, build
+from mft_data.encoder import make_encoder
+from mft_data.plan import BuildOptions, all_sources, make_plan
+from mft_data.records import MaxRejects, parse_line
+
+SEQ_LENGTH = 2048
+BUILD_BYTES = 50 << 20
+PEER_BYTES = 3 << 20
+WORKERS = 2
+
+
+def options_for(base_model):
+    return BuildOptions(
+        tokenizer_dir=base_model,
+        seq_length=SEQ_LENGTH,
+        template="mft",
+        eos_token=None,
+        role_markers={},
+        validation_fraction=0.02,
+        validation_sources=(),
+        packing="best-fit",
+        overlong="drop",
+        seed=0,
+        record_format=None,
+        max_rejects=MaxRejects(),
+        dedup="none",
+        decontaminate=(),
+        contaminated="drop",
+    )
+
+
+@pytest.fixture(scope="module")
+def large(task_files, tmp_path_factory):
+    """The tasks, each repeated until all of them are BUILD_BYTES of JSONL together."""
+    root = tmp_path_factory.mktemp("large")
+    total = sum(path.stat().st_size for files in task_files.values() for path in files)
+    copies = -(-BUILD_BYTES // total)
+    for task, files in task_files.items():
+        (root / task).mkdir()
+        for copy in range(copies):
+            for path in files:
+                shutil.copyfile(path, root / task / f"{copy:03}-{path.name}")
+    return [str(root / task) for task in task_files]
+
+
+@pytest.fixture(scope="module")
+def lines(task_files):
+    """Lines of all tasks, PEER_BYTES of them."""
+    taken, size = [], 0
+    for files in task_files.values():
+        budget = size + PEER_BYTES // len(task_files)
+        for line in (line for path in files for line in path.read_bytes().splitlines()):
+            if size > budget:
+                break
+            taken.append(line)
+            size += len(line)
+    return taken
+
+
+@pytest.fixture(scope="module")
+def rates():
+    """Tokens per second of what ran so far in this module."""
+    return {}
+
+
+def test_build(benchmark, large, base_model, tmp_path, rates):
+    """The whole command but for the start of Python and its imports, two workers."""
+    options = options_for(base_model)
+    out = tmp_path / "dataset"
+    run = RunOptions(num_workers=WORKERS, is_overwrite=True)
+    manifest = {}
+
+    def work():
+        manifest.update(build(large, out, options, run))
+
+    benchmark.pedantic(work, rounds=3)
+    tokens = sum(counts["tokens"] for task in manifest["tasks"] for counts in task["splits"].values())
+    rates["build"] = tokens / benchmark.stats.stats.min
+
+
+def test_tokenizer_alone(benchmark, large, base_model, rates, report):
+    """The ceiling: `encode_batch_fast` over the same text, which it takes in as many threads as there are cores."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    work = make_plan(all_sources(large, ()), options_for(base_model)).work
+    encoder = make_encoder(work.tokenizer_config, work.template)
+    texts = [
+        stretch.text
+        for source in work.sources
+        for file in source.files
+        for line in file.path.read_bytes().splitlines()
+        for stretch in encoder.template.stretches(parse_line(line, "chat_rounds"))
+    ]
+    counts = []
+
+    def encode():
+        counts.clear()
+        for start in range(0, len(texts), 2000):
+            part = encoder.prompt_tokenizer.encode_batch_fast(texts[start : start + 2000], add_special_tokens=False)
+            counts.extend(map(len, part))
+
+    benchmark.pedantic(encode, rounds=3)
+    rates["ceiling"] = sum(counts) / benchmark.stats.stats.min
+    report("build, tokens/s", f"{rates['build']:,.0f}")
+    report("encode_batch_fast alone, tokens/s", f"{rates['ceiling']:,.0f}")
+    report("build / encode_batch_fast alone", f"{rates['build'] / rates['ceiling']:.2f}", "at least 0.8")
+
+
+def test_conversation_loop(benchmark, lines, base_model, rates, report):
+    """Each round encoded by itself in a Python loop, as MFTCoder's encoder does."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    markers = {"system": "<s>system\n", "human": "<s>human\n", "bot": "<s>bot\n"}
+    counts = []
+
+    def encode():
+        counts.clear()
+        for line in lines:
+            ids, mask = [], []
+            for turn in json.loads(line)["chat_rounds"]:
+                text = turn["content"] + (tokenizer.eos_token if turn["role"] == "bot" else "\n")
+                for part, is_supervised in ((markers[turn["role"]], 0), (text, int(turn["role"] == "bot"))):
+                    part_ids = tokenizer.encode(part, add_special_tokens=False)
+                    ids += part_ids
+                    mask += [is_supervised] * len(part_ids)
+            counts.append(len(ids))
+
+    benchmark.pedantic(encode, rounds=2)
+    rate = sum(counts) / benchmark.stats.stats.min
+    report("per-conversation loop, tokens/s", f"{rate:,.0f}")
+    report("build / per-conversation loop", f"{rates['build'] / rate:.1f}", "at least 3")
+
+
+TRL_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
+TRL_ROLES = {"system": "system", "human": "user", "bot": "assistant"}
+
+
+def test_trl(benchmark, lines, base_model, tmp_path, rates, report):
+    """TRL's SFTTrainer preparing its dataset: template, tokens, assistant mask, packing, two processes."""
+    import datasets
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    datasets.disable_caching()
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    tokenizer.chat_template = TRL_TEMPLATE
+    rows = [
+        {
+            "messages": [
+                {"role": TRL_ROLES[turn["role"]], "content": turn["content"]}
+                for turn in json.loads(line)["chat_rounds"]
+            ]
+        }
+        for line in lines
+    ]
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+    dataset = datasets.Dataset.from_list(rows)
+    arguments = SFTConfig(
+        output_dir=str(tmp_path),
+        packing=True,
+        max_length=SEQ_LENGTH,
+        assistant_only_loss=True,
+        dataset_num_proc=WORKERS,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+    )
+    trainers = []
+
+    def prepare():
+        trainers.append(SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer))
+
+    benchmark.pedantic(prepare, rounds=2)
+    tokens = sum(len(row) for row in trainers[-1].train_dataset["input_ids"])
+    rate = tokens / benchmark.stats.stats.min
+    report("TRL's preparation, tokens/s", f"{rate:,.0f}")
+    report("build / TRL's preparation", f"{rates['build'] / rate:.1f}", "at least 5")
+
+
+def test_start(benchmark, task_files, base_model, report):
+    """From the command's start to its first conversation encoded and shown, file caches warm."""
+    command = [Path(sys.executable).with_name("mft-data"), "preview", next(iter(task_files.values()))[0].parent]
+    command += ["--tokenizer", base_model, "--rows", "1"]
+    benchmark.pedantic(
+        lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=3, warmup_rounds=1
+    )
+    report("start to first conversation, seconds", f"{benchmark.stats.stats.min:.1f}", "at most 5")
+
+
+@pytest.mark.parametrize("epochs", [3])
+def test_reading(benchmark, large, base_model, tmp_path, report, epochs):
+    """Our rows read back through StreamingDataset, against the same rows written by streaming's own writer."""
+    from streaming import LocalDataset, MDSWriter, StreamingDataset
+
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    build(large, tmp_path / "ours", options_for(base_model), RunOptions(num_workers=WORKERS))
+    stream = tmp_path / "ours" / "train" / Path(large[0]).name
+    rows = LocalDataset(str(stream))
+    columns = json.loads((tmp_path / "ours" / "manifest.json").read_bytes())["columns"]
+    with MDSWriter(columns=columns, out=str(tmp_path / "theirs"), hashes=["sha256"]) as writer:
+        for position in range(len(rows)):
+            writer.write(rows[position])
+
+    def read(folder):
+        start = time.perf_counter()
+        for row in StreamingDataset(local=str(folder), batch_size=1):
+            np.asarray(row["input_ids"])
+        return time.perf_counter() - start
+
+    seconds = {"ours": [], "theirs": []}
+
+    def both():
+        seconds["ours"].append(read(stream))
+        seconds["theirs"].append(read(tmp_path / "theirs"))
+
+    benchmark.pedantic(both, rounds=epochs)
+    report("rows read back / streaming's own", f"{min(seconds['theirs']) / min(seconds['ours']):.2f}", "at least 0.9")

@@ -54,11 +54,14 @@ LAYERS = {
     "mft_train": [
         {"__main__"},
         {"cli"},
-        {"launch"},
+        {"launch", "starter", "import_mftcoder"},
         {"train"},
-        {"checkpoint", "config_file", "metrics", "model", "optimizer", "schedule", "train_step", "validation"},
-        {"row_stream", "weighted_loss"},
-        {"dataset_dir", "coefficients", "segment_attention", "config"},
+        {"plan", "run"},
+        {"balance", "checkpoint_list"},
+        {"balancers", "checkpoint", "config_file", "interrupts", "metrics", "model", "optimizer", "schedule"}
+        | {"train_step", "validation"},
+        {"coba", "famo", "self_paced", "row_stream", "weighted_loss"},
+        {"dataset_dir", "coefficients", "segment_attention", "config", "slopes", "validation_record", "mftcoder_keys"},
         {"packed_batch"},
         {"errors"},
     ],

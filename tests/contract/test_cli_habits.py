@@ -23,12 +23,16 @@ MISSING_INPUTS = [
     ["mft-data", "preview", "missing/", "--tokenizer", "."],
     ["mft-data", "verify", "missing/"],
     ["mft-train", "launch", "missing.yaml"],
+    ["mft-train", "plan", "missing.yaml"],
+    ["mft-train", "init", "missing/run.yaml"],
+    ["mft-train", "import-mftcoder", "missing.json", "new.yaml"],
     ["mft-merge", "missing/", "out"],
     ["mft-infer", "generate", "missing/", "missing.jsonl", "out.jsonl"],
     ["mft-infer", "chat", "missing/"],
     ["mft-eval", "problems", "missing.jsonl"],
     ["mft-eval", "score", "humaneval", "missing.jsonl"],
 ]
+READS_NOTHING = {("mft-train", "schema")}
 
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -151,4 +155,4 @@ def test_every_leaf_that_reads_a_file_is_tried_with_a_missing_one():
     leaves = {
         tuple(words) for name in COMMANDS for words, command in tree(name) if not isinstance(command, click.Group)
     }
-    assert leaves == tried
+    assert leaves == tried | READS_NOTHING

@@ -491,6 +491,10 @@ def test_a_stop_token_that_depends_on_the_answer_is_a_bad_record(families):
     source = CHATML.replace("'<|im_end|>' +", "('<|im_end|>' if '3' in message.content else '<|eot_id|>') +")
     template, _ = chosen(families["byte_level"], source.replace("'3' in", "message.role == 'user' or '3' in"))
     assert "round 2 does not end with the stop token" in refusal(template, QUESTION, Turn("bot", "x", True))
+    afterword = CHATML.replace("'<|im_end|>' +", "'<|im_end|>' + ('more' if '34' in message.content else '') +")
+    template, _ = chosen(families["byte_level"], afterword)
+    assert texts_of(template, QUESTION, ANSWER)[1] == ["3<|im_end|>"]
+    assert "round 2 does not end with the stop token" in refusal(template, QUESTION, Turn("bot", "34", True))
 
 
 def test_special_tokens_that_depend_on_contents_are_a_bad_record(families):

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tiny model gains nothing from threads, a busy machine loses much
 
 import json
 from pathlib import Path
@@ -118,3 +119,8 @@ def make_row():
 @pytest.fixture(scope="session")
 def make_dataset():
     return write_dataset
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return write_tiny_model

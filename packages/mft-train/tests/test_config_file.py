@@ -63,10 +63,24 @@ def test_the_written_config_reads_back_the_same(write, tmp_path):
         (MINIMAL, ["model.x=1"], '"model" in override "model.x=1" is not a section'),
         (MINIMAL, ["method=lor"], "\"method\" is 'lor': input should be 'lora' or 'full', in override \"method=lor\""),
         (
+            MINIMAL + "loss:\n  coba:\n    taw: 1\n",
+            [],
+            'unknown key "loss.coba.taw", in {file} line 7, did you mean "tau"?',
+        ),
+        (
             MINIMAL + "loss: {reduction: token_mean, task_weights: {a: 1}}\n",
             [],
-            "\"loss\" is {{'reduction': 'token_mean', 'task_weights': {{'a': 1}}}}: "
-            "task_weights have no effect with reduction token_mean, in {file} line 5",
+            '"loss": task_weights have no effect with reduction token_mean, in {file} line 5',
+        ),
+        (
+            MINIMAL + "loss: {balancer: coba, task_weights: {a: 1}}\n",
+            [],
+            '"loss": task_weights have no effect with balancer coba, in {file} line 5',
+        ),
+        (
+            MINIMAL + "loss: {balancer: famo, reduction: sample_mean}\n",
+            [],
+            '"loss": balancer famo has no effect with reduction sample_mean, in {file} line 5',
         ),
     ],
 )

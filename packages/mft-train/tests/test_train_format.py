@@ -20,10 +20,13 @@ def test_the_examples_have_the_fields_of_a_real_run(tiny_model, tiny_dataset, tm
     fields = {event["event"]: list(event) for event in written}
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state" / "run.json").read_text())
     examples = [json.loads(line) for line in FORMAT.read_text().splitlines() if line.startswith("    {")]
-    events, (run_state,) = [e for e in examples if "event" in e], [e for e in examples if "event" not in e]
+    events, (run_state, best) = [e for e in examples if "event" in e], [e for e in examples if "event" not in e]
     assert {event["event"]: list(event) for event in events} == {name: fields[name] for name in ("train", "validation")}
     assert list(run_state) == list(state)
-    assert list(run_state["fingerprint"]) == list(state["fingerprint"])
+    for name in ("position", "balance", "validation", "fingerprint"):
+        assert list(run_state[name]) == list(state[name])
+    assert set(run_state["files"]) < set(state["files"])
+    assert list(best) == list(json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text()))
     for kind, names in fields.items():
         assert f"| `{kind}` " in FORMAT.read_text()
         for name in names[2:]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from mft_data.template import Stretch, Template
 
+CACHED_WORDS = 1 << 18
+
 # What a tokenizer has to treat alike before and after its special tokens are renamed.
 SAMPLE_TEXTS = (
     "def add(a, b):\n    return a + b\n",
@@ -109,6 +111,14 @@ def make_encoder(config: Mapping[str, Any], template: Template) -> Encoder:
     """The encoder of a tokenizer.json (decoded) and a template; raises DataError if the laws would not hold."""
     plain = plain_config(config)
     check_stop_tokens(plain, template)
+    encoder = unchecked_encoder(config, template)
+    check_encoder(encoder, plain, template)
+    return encoder
+
+
+def unchecked_encoder(config: Mapping[str, Any], template: Template) -> Encoder:
+    """The encoder of a tokenizer and a template that `make_encoder` has taken before."""
+    plain = plain_config(config)
     renamed = renamed_config(plain)
     continuing = without_prefix_space(renamed)
     prompt_tokenizer = make_tokenizer(renamed)
@@ -116,7 +126,7 @@ def make_encoder(config: Mapping[str, Any], template: Template) -> Encoder:
     names = private_names(plain)
     stop = names[template.stop]
     max_token_id = max(prompt_tokenizer.get_vocab(with_added_tokens=True).values())
-    encoder = Encoder(
+    return Encoder(
         template=template.renamed(names),
         prompt_tokenizer=prompt_tokenizer,
         span_tokenizer=span_tokenizer,
@@ -124,15 +134,18 @@ def make_encoder(config: Mapping[str, Any], template: Template) -> Encoder:
         stop_length=len(prompt_tokenizer.encode(stop, add_special_tokens=False)),
         ids_dtype="uint16" if max_token_id < 1 << 16 else "uint32",
     )
-    check_encoder(encoder, plain, template)
-    return encoder
 
 
 def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a decoded tokenizer.json."""
+    """The tokenizer of a decoded tokenizer.json, with room to remember more words than it does by itself."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(orjson.dumps(config).decode())
+    tokenizer = Tokenizer.from_str(orjson.dumps(config).decode())
+    model = tokenizer.model
+    if hasattr(model, "_resize_cache"):  # BPE and Unigram; it changes speed only
+        model._resize_cache(CACHED_WORDS)
+        tokenizer.model = model
+    return tokenizer
 
 
 def check_stop_tokens(plain: Mapping[str, Any], template: Template) -> None:

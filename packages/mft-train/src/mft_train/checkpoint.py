@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import orjson
 
 from mft_train.errors import TrainError
 from mft_train.row_stream import StreamPosition
+from mft_train.validation_record import ValidationRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,16 +31,13 @@ class RunState:
 
     global_step: int
     position: StreamPosition
+    balance: dict[str, Any] | None = None  # as `TaskBalance.to_json` gives it
+    validation: ValidationRecord = field(default_factory=ValidationRecord)
 
 
 def step_dir(run_dir: Path, global_step: int) -> Path:
     """The directory of the checkpoint after `global_step` optimizer steps."""
     return run_dir / "checkpoints" / f"step-{global_step:08d}"
-
-
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint with the most steps, if there is one; staging directories do not count."""
-    return max((run_dir / "checkpoints").glob("step-*"), default=None)
 
 
 def save_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
@@ -78,12 +76,13 @@ def save_checkpoint(
         (staging / "state").mkdir(parents=True)
         write_model(accelerator.unwrap_model(model), tokenizer_dir, staging / "model")
         torch.save(optimizer.state_dict(), staging / "state" / "optimizer.pt")
-        document = {"format_version": FORMAT_VERSION, **asdict(state), "fingerprint": fingerprint}
-        (staging / "state" / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     accelerator.wait_for_everyone()
     torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        files = {str(p.relative_to(staging)): p.stat().st_size for p in sorted(staging.rglob("*")) if p.is_file()}
+        document = {"format_version": FORMAT_VERSION, **asdict(state), "fingerprint": fingerprint, "files": files}
+        (staging / "state" / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
         publish(staging, target)
     accelerator.wait_for_everyone()
 
@@ -96,12 +95,11 @@ def load_checkpoint(
     checkpoint: Path,
 ) -> RunState:
     """Restores weights, optimizer and random state; raises TrainError if the run's data or batches changed."""
-    import torch
+    from pickle import UnpicklingError
 
-    try:
-        document = orjson.loads((checkpoint / "state" / "run.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise TrainError("the checkpoint cannot be read", where=str(checkpoint), fix="delete it and resume") from error
+    from safetensors import SafetensorError
+
+    document = orjson.loads((checkpoint / "state" / "run.json").read_bytes())
     for name, value in fingerprint.items():
         if document["fingerprint"].get(name) != value:
             saved = document["fingerprint"].get(name)
@@ -110,13 +108,30 @@ def load_checkpoint(
                 where=str(checkpoint),
                 fix="resume with the settings and the dataset of the first start, or train into another output",
             )
-    load_weights(accelerator.unwrap_model(model), checkpoint / "model")
-    optimizer.load_state_dict(torch.load(checkpoint / "state" / "optimizer.pt", map_location="cpu", weights_only=True))
     own_state = checkpoint / "state" / f"random-{accelerator.process_index:04d}.pt"
-    if own_state.is_file():
-        restore_random_state(torch.load(own_state, map_location="cpu", weights_only=True))
-    position = StreamPosition(**document["position"])
-    return RunState(document["global_step"], position)
+    try:
+        load_weights(accelerator.unwrap_model(model), checkpoint / "model")
+        optimizer.load_state_dict(load_tensors(checkpoint / "state" / "optimizer.pt"))
+        if own_state.is_file():
+            restore_random_state(load_tensors(own_state))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainError(
+            f"the checkpoint cannot be loaded: {reason}", where=str(checkpoint), fix="delete it"
+        ) from error
+    return RunState(
+        document["global_step"],
+        StreamPosition(**document["position"]),
+        document["balance"],
+        ValidationRecord(**document["validation"]),
+    )
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote, on the CPU."""
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:

@@ -36,13 +36,81 @@ def launch(config: Path, overrides: tuple[str, ...], processes: int, resume: boo
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
     settings = read_config(config, overrides)
     arguments = ["launch", str(config), *overrides, *flags]
-    try:
-        with stdout_to_stderr():
-            final = start(settings, arguments, processes, is_resume=resume, is_overwrite=overwrite)
-    except OSError as error:
-        raise TrainError(str(error)) from error
+    with one_line_errors(), stdout_to_stderr():
+        final = start(settings, arguments, processes, is_resume=resume, is_overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
         click.echo(final)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON, sizes in bytes.")
+def plan(config: Path, overrides: tuple[str, ...], processes: int, is_json: bool) -> None:
+    """Print the size, length and memory of the run that CONFIG describes, without loading weights."""
+    from mft_train.config_file import read_config
+    from mft_train.launch import plan as make_plan
+    from mft_train.plan import to_json, to_text
+
+    settings = read_config(config, overrides)
+    with one_line_errors(), stdout_to_stderr():
+        planned = make_plan(settings, processes)
+    click.echo(to_json(planned) if is_json else to_text(planned))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def init(file: Path) -> None:
+    """Write a starter config to FILE, every key with its meaning and default, and print its path."""
+    from mft_train.config_file import write_new_file
+    from mft_train.starter import starter_text
+
+    with one_line_errors():
+        write_new_file(starter_text(), file)
+    click.echo(file)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON schema of a config."""
+    from mft_train import starter
+
+    click.echo(starter.schema())
+
+
+@main.command("import-mftcoder")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--program",
+    type=click.Choice(["mft-0.5", "mpt-0.5", "mft-0.3"]),
+    default="mft-0.5",
+    show_default=True,
+    help="The program and version that OLD was for: their defaults differ.",
+)
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the old runs.")
+def import_command(old: Path, new: Path, program: str, processes: int) -> None:
+    """Convert OLD, a JSON training config of MFTCoder, to NEW, and print its path.
+
+    Keys that have no counterpart here or changed their meaning are listed on stderr.
+    """
+    from mft_train.import_mftcoder import import_mftcoder
+
+    with one_line_errors():
+        notes = import_mftcoder(old, new, program, processes)
+    for key, text in notes:
+        click.echo(f"{key}: {text}", err=True)
+    click.echo(new)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns an OSError of reading or writing files into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -16,22 +16,66 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class SelfPacedConfig(Section):
+    """The balancer of MFTCoder 0.3."""
+
+    history_length: Annotated[int, Field(ge=2)] = Field(100, description="updates that a slope is fitted to")
+    scale: PositiveFloat = Field(50.0, description="sharpness: larger moves the weights further from equal")
+
+
+class CobaConfig(Section):
+    """The convergence balancer."""
+
+    warmup_updates: NonNegativeInt = Field(100, description="updates with equal weights at the start")
+    history_length: Annotated[int, Field(ge=2)] = Field(200, description="updates that a slope is fitted to")
+    tau: PositiveFloat = Field(5.0, description="how soon a diverging task takes over; larger is sooner")
+
+
+class FamoConfig(Section):
+    """Fast adaptive multitask optimization."""
+
+    learning_rate: PositiveFloat = Field(0.025, description="Adam's rate for the task logits")
+    decay: NonNegativeFloat = Field(0.01, description="pull of the task logits towards equal weights")
+
+
+class FocalConfig(Section):
+    """Focal weights on tasks."""
+
+    gamma: NonNegativeFloat = Field(2.0, description="exponent of 1 - mean token probability; 0 is equal weights")
+
+
 class LossConfig(Section):
     """How token losses of many tasks become one objective."""
 
     reduction: Literal["token_mean", "sample_mean", "task_mean", "task_sample_mean"] = Field(
         "task_mean", description="what is averaged over the global batch"
     )
-    balancer: Literal["static"] = Field("static", description="where the task weights come from")
-    task_weights: dict[str, PositiveFloat] = Field(
-        {}, description="task to weight, for the task_* reductions; a task that is not named has weight 1"
+    balancer: Literal["static", "self_paced", "coba", "famo", "focal"] = Field(
+        "static", description="where the task weights come from; all but static measure validation rows in training"
     )
+    task_weights: dict[str, PositiveFloat] = Field(
+        {}, description="task to weight, for balancer static; a task that is not named has weight 1"
+    )
+    balancer_interval: PositiveInt = Field(1, description="optimizer steps between updates of the balancer")
+    probe_rows: PositiveInt = Field(2, description="validation rows of each task that an update measures")
+    weight_floor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="least weight of a task where equal weights are 1, for every balancer but static"
+    )
+    self_paced: SelfPacedConfig = Field(SelfPacedConfig(), description="for balancer self_paced")
+    coba: CobaConfig = Field(CobaConfig(), description="for balancer coba")
+    famo: FamoConfig = Field(FamoConfig(), description="for balancer famo")
+    focal: FocalConfig = Field(FocalConfig(), description="for balancer focal")
 
     @model_validator(mode="after")
-    def weights_have_a_reduction_that_uses_them(self) -> Self:
+    def weights_have_an_effect(self) -> Self:
         """Refuses weights that would silently do nothing."""
-        if self.task_weights and not self.reduction.startswith("task_"):
-            raise ValueError(f"task_weights have no effect with reduction {self.reduction}")
+        if self.task_weights and self.balancer != "static":
+            raise ValueError(f"task_weights have no effect with balancer {self.balancer}")
+        if not self.reduction.startswith("task_"):
+            if self.task_weights:
+                raise ValueError(f"task_weights have no effect with reduction {self.reduction}")
+            if self.balancer != "static":
+                raise ValueError(f"balancer {self.balancer} has no effect with reduction {self.reduction}")
         return self
 
 
@@ -49,11 +93,11 @@ class LoraConfig(Section):
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    model: str = Field(description="base model: Hugging Face directory or hub id")
-    dataset: str = Field(description="dataset directory written by mft-data build")
-    output: str = Field(description="run directory to create")
+    model: str = Field(description="base model: Hugging Face directory or hub id", examples=["base/"])
+    dataset: str = Field(description="dataset directory written by mft-data build", examples=["dataset/"])
+    output: str = Field(description="run directory to create", examples=["run/"])
     method: Literal["lora", "full"] = Field("lora", description="train an adapter or all weights")
-    max_steps: PositiveInt | None = Field(None, description="optimizer steps; give this or epochs")
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps; give this or epochs", examples=[200])
     epochs: PositiveInt | None = Field(None, description="passes over the training rows; give this or max_steps")
     global_batch_size: PositiveInt = Field(16, description="packed rows per optimizer step, over all processes")
     micro_batch_size: PositiveInt = Field(1, description="packed rows per forward pass of one process")
@@ -79,7 +123,15 @@ class RunConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
     log_interval: PositiveInt = Field(1, description="steps between train events")
     validation_interval: NonNegativeInt = Field(50, description="steps between validations; 0: only first and last")
-    checkpoint_interval: NonNegativeInt = Field(0, description="steps between checkpoints; 0: none")
+    early_stopping_patience: NonNegativeInt = Field(
+        0, description="validations in a row without a better loss after which the run ends; 0: never"
+    )
+    checkpoint_interval: NonNegativeInt = Field(
+        0, description="steps between checkpoints; 0: none but the one that SIGTERM or SIGINT leaves"
+    )
+    keep_last: NonNegativeInt = Field(
+        0, description="latest checkpoints to keep, beside the best validated one; 0: all of them"
+    )
     seed: NonNegativeInt = Field(0, description="of adapter initialisation, row order and dropout")
 
     @model_validator(mode="after")
@@ -91,4 +143,6 @@ class RunConfig(Section):
             raise ValueError("min_learning_rate is above learning_rate")
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError("warmup_steps is not below max_steps")
+        if self.early_stopping_patience and not self.validation_interval:
+            raise ValueError("early_stopping_patience needs a validation_interval")
         return self

@@ -51,6 +51,22 @@ def write_config(config: RunConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def write_new_settings(settings: dict[str, Any], path: Path) -> None:
+    """Writes the settings of a config file in their order; raises TrainError if the file exists."""
+    write_new_file(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), path)
+
+
+def write_new_file(text: str, path: Path) -> None:
+    """Writes a file that appears whole or not at all; raises TrainError if it exists."""
+    if path.exists():
+        raise TrainError(f'"{path}" exists, it is not overwritten', fix="choose another name")
+    if not path.parent.is_dir():
+        raise TrainError(f'there is no folder "{path.parent}" for "{path.name}"', fix="make it first")
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(text, encoding="utf-8")
+    staging.replace(path)
+
+
 def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """The mapping in `text` and the 1-based line of each of its keys; raises TrainError."""
     try:
@@ -122,6 +138,8 @@ def explain(error: ValidationError, places: dict[KeyPath, str], where: str) -> T
     if not name:
         return TrainError(message, where=place)
     value = problem["input"]
+    if isinstance(value, dict):
+        return TrainError(f'"{name}": {message}', where=place)
     return TrainError(f'"{name}" is {value!r}: {message[0].lower()}{message[1:]}', where=place)
 
 

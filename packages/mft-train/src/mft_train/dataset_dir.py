@@ -26,6 +26,7 @@ class Task:
     task_id: int
     train_rows: int
     train_tokens: int
+    train_supervised_tokens: int
     validation_rows: int
 
 
@@ -43,6 +44,11 @@ class DatasetDir:
     def tokenizer_dir(self) -> Path:
         """Tokenizer files and chat template, which travel with the model."""
         return self.path / "tokenizer"
+
+    @property
+    def trained_tasks(self) -> list[Task]:
+        """The tasks with training rows, in task order."""
+        return [task for task in self.tasks if task.train_rows]
 
     def split_dir(self, split: str, task: Task) -> Path:
         """The MDS stream of one task in `train` or `validation`."""
@@ -82,7 +88,14 @@ def open_dataset(location: str) -> DatasetDir:
 def read_task(entry: dict[str, Any]) -> Task:
     """The Task of a manifest entry."""
     train, validation = entry["splits"]["train"], entry["splits"]["validation"]
-    return Task(entry["name"], entry["task_id"], train["rows"], train["tokens"], validation["rows"])
+    return Task(
+        name=entry["name"],
+        task_id=entry["task_id"],
+        train_rows=train["rows"],
+        train_tokens=train["tokens"],
+        train_supervised_tokens=train["supervised_tokens"],
+        validation_rows=validation["rows"],
+    )
 
 
 def to_row(sample: dict[str, Any]) -> Row:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 from mft_train.errors import TrainError
 
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mft_train.config import RunConfig
+    from mft_train.plan import Plan
+
+# Exit codes of a rank that a signal ended, after its checkpoint.
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def launch(
@@ -39,15 +46,27 @@ def launch(
     return Path(config.output) / "final"
 
 
+def plan(config: RunConfig, num_processes: int) -> Plan:
+    """The plan of a run, after the checks that it would begin with; raises TrainError."""
+    quiet_libraries()
+    from mft_train.plan import make_plan
+    from mft_train.train import check_inputs
+
+    return make_plan(config, check_inputs(config, num_processes), num_processes)
+
+
 def start_processes(arguments: Sequence[str], num_processes: int) -> None:
     """Runs `mft-train` with `arguments` in each of `num_processes` ranks on this machine; raises TrainError."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # Every rank prints its own error in one line; the launcher's report would bury it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_processes)))
+    # Seconds that ranks have after a signal to finish their step and write the checkpoint.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     options = [
         "--multi_gpu",
         "--num_machines=1",
@@ -59,7 +78,12 @@ def start_processes(arguments: Sequence[str], num_processes: int) -> None:
         launch_command(launch_command_parser().parse_args([*options, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode in INTERRUPTED:
+            raise click.exceptions.Exit(failure.exitcode) from error
         raise TrainError(f"rank {rank} ended with exit code {failure.exitcode}, its message is above") from error
+    except SignalException as error:
+        # The launcher has passed the signal on and waited for the ranks to write their checkpoint.
+        raise click.exceptions.Exit(128 + error.sigval) from error
 
 
 def free_port() -> int:

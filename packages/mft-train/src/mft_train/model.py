@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from mft_train.errors import TrainError
 from mft_train.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import nn
 
@@ -56,11 +59,8 @@ def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> 
     frozen_base = config.method == "lora"
     dtype = getattr(torch, resolve_dtype(config, device)) if frozen_base else torch.float32
     attention = resolve_attention(config, device)
-    try:
+    with loading(config.model):
         model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainError(f'model "{config.model}" cannot be loaded: {reason}') from error
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     if dataset.max_token_id >= num_embeddings:
         raise TrainError(
@@ -73,6 +73,32 @@ def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> 
     if frozen_base:
         model = add_adapter(model, config)
     return model.to(device).train()
+
+
+def empty_model(config: RunConfig) -> nn.Module:
+    """The model to train, its adapter included, with shapes but without weights; raises TrainError."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_model_dir(config.model)
+    with loading(config.model):
+        shape = AutoConfig.from_pretrained(config.model)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape)
+    if config.method == "full":
+        return model
+    with torch.device("meta"):
+        return add_adapter(model, config)
+
+
+@contextlib.contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Turns what transformers raises for a model that it cannot load into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainError(f'model "{model}" cannot be loaded: {reason}') from error
 
 
 def check_model_dir(model: str) -> None:

@@ -54,15 +54,15 @@ LAYERS = {
     "mft_train": [
         {"__main__"},
         {"cli"},
-        {"launch", "starter", "import_mftcoder"},
-        {"train"},
-        {"plan", "run"},
-        {"balance", "checkpoint_list"},
+        {"launch", "starter", "import_mftcoder", "report"},
+        {"train", "report_page"},
+        {"plan", "run", "report_charts", "report_tables"},
+        {"balance", "checkpoint_list", "line_chart", "provenance", "task_figures"},
         {"balancers", "checkpoint", "config_file", "interrupts", "metrics", "model", "optimizer", "schedule"}
         | {"train_step", "validation"},
-        {"coba", "famo", "self_paced", "row_stream", "weighted_loss"},
+        {"coba", "famo", "self_paced", "row_stream", "weighted_loss", "run_log"},
         {"dataset_dir", "coefficients", "segment_attention", "config", "slopes", "validation_record", "mftcoder_keys"},
-        {"packed_batch"},
+        {"packed_batch", "curve"},
         {"errors"},
     ],
 }

@@ -26,6 +26,7 @@ MISSING_INPUTS = [
     ["mft-train", "plan", "missing.yaml"],
     ["mft-train", "init", "missing/run.yaml"],
     ["mft-train", "import-mftcoder", "missing.json", "new.yaml"],
+    ["mft-train", "report", "missing/"],
     ["mft-merge", "missing/", "out"],
     ["mft-infer", "generate", "missing/", "missing.jsonl", "out.jsonl"],
     ["mft-infer", "chat", "missing/"],

@@ -72,6 +72,26 @@ def init(file: Path) -> None:
 
 
 @main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one HTML page with charts; - prints it."
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+def report(run: Path, html: Path | None, overwrite: bool) -> None:
+    """Print the losses of RUN, a run directory, by task; or write a page about it and print the page's path."""
+    from mft_train.report import html_report, text_report, write_report
+
+    if overwrite and html is None:
+        raise click.UsageError("--overwrite is for --html FILE")
+    with one_line_errors():
+        answer = html_report(run) if html else text_report(run)
+        if html and html != Path("-"):
+            write_report(answer, html, is_overwrite=overwrite)
+            answer = str(html)
+    click.echo(answer, nl=isinstance(answer, str))
+
+
+@main.command()
 def schema() -> None:
     """Print the JSON schema of a config."""
     from mft_train import starter

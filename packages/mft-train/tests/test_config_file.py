@@ -52,6 +52,12 @@ def test_the_written_config_reads_back_the_same(write, tmp_path):
         (MINIMAL + "seed: 1\nseed: 2\n", [], 'key "seed" is given twice, first on line 5, in {file} line 6'),
         (MINIMAL + "epochs: 1\n", [], "give exactly one of max_steps and epochs, in {file}"),
         (
+            MINIMAL + "warmup_steps: 1\nwarmup_ratio: 0.1\n",
+            [],
+            "give warmup_steps or warmup_ratio, not both, in {file}",
+        ),
+        (MINIMAL, ["warmup_ratio=1"], '"warmup_ratio" is 1: input should be less than 1, in override "warmup_ratio=1"'),
+        (
             MINIMAL + "a: [\n",
             [],
             "not valid YAML: expected the node content, but found '<stream end>', in {file} line 6",

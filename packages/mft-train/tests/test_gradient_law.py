@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mft_train import segment_attention
+from mft_train.loss_head import LossHead
 from mft_train.packed_batch import Row
 from mft_train.train_step import accumulate_gradients
 
@@ -44,6 +45,7 @@ def gradient(accelerator, model, rows, micro_batch_size, reduction):
     result = accumulate_gradients(
         accelerator,
         model,
+        LossHead(model),
         rows,
         micro_batch_size=micro_batch_size,
         reduction=reduction,

@@ -36,7 +36,7 @@ def test_a_small_config_takes_the_defaults_of_mftcoder(convert):
     config, notes = convert()
     assert (config.model, config.output, config.dataset) == ("base/", "out/", "dataset/")
     assert (config.method, config.lora.rank, config.lora.alpha, config.lora.dropout) == ("lora", 96, 32.0, 0.05)
-    assert (config.max_steps, config.epochs, config.warmup_steps) == (1000, None, 50)
+    assert (config.max_steps, config.epochs, config.warmup_ratio, config.warmup_steps) == (1000, None, 0.05, 0)
     assert (config.learning_rate, config.min_learning_rate, config.weight_decay) == (5e-5, 5e-6, 0.01)
     assert (config.micro_batch_size, config.global_batch_size, config.seed) == (8, 8, 1234)
     assert (config.log_interval, config.checkpoint_interval, config.validation_interval) == (10, 100, 100)
@@ -82,7 +82,7 @@ def test_batches_epochs_and_warm_up(convert):
         "--processes", "4", max_train_steps=None, gradient_accumulation_steps=3, per_device_train_batch_size=2
     )
     assert (config.micro_batch_size, config.global_batch_size) == (2, 24)
-    assert (config.epochs, config.max_steps, config.warmup_steps) == (4, None, 0)
+    assert (config.epochs, config.max_steps, config.warmup_ratio) == (4, None, 0.05)
     assert "num_warmup_steps" in notes
 
 

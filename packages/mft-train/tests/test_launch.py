@@ -37,7 +37,8 @@ def events(run_dir, kind=None):
 
 
 def without_rate(lines):
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    measured = {"tokens_per_second", "peak_memory_bytes"}
+    return [{name: value for name, value in line.items() if name not in measured} for line in lines]
 
 
 def test_a_lora_run_leaves_every_artifact_and_learns(config, tmp_path, tiny_dataset):
@@ -151,8 +152,8 @@ def assert_same_curve(one, other, kinds=("train", "validation")):
 
 
 def test_two_processes_give_the_loss_curve_of_one(config, tmp_path):
-    # Two epochs and a half of 29 rows: the ends of epochs, where ranks are uneven, are part of the curve.
-    path = config(max_steps=20, loss=COBA)
+    # More than two epochs of 23 + 2 x 6 rows: the ends of epochs, where ranks are uneven, are part of the curve.
+    path = config(max_steps=20, loss=COBA, repeats={"small": 2.0})
     assert launch(path).exit_code == 0
     two = tmp_path / "two"
     command = [sys.executable, "-m", "mft_train", "launch", str(path), f"output={two}", "--processes", "2"]
@@ -300,7 +301,7 @@ def test_the_run_directory_is_refused_when_not_empty_and_replaced_on_demand(conf
         (["global_batch_size=3", "micro_batch_size=2"], "set it to 4"),
         (["lora.target_modules=[nothing]"], "no adapter can be made"),
         (["loss.task_weights={huge: 1}"], 'unknown task "huge", tasks: large, small'),
-        (["mixture={large: 1}"], 'mixture leaves out task "small"'),
+        (["mixture={large: 1}"], 'mixture does not say the proportion of task "small"'),
         (["attention=flash_attention_2"], "needs a CUDA device"),
         (["learning_rate=1e30", "method=full", "lora.rank=1"], "is not finite"),
     ],
@@ -323,14 +324,3 @@ def test_a_model_with_too_few_embeddings_is_refused(config, tmp_path, tiny_datas
     result = launch(config(), f"dataset={dataset}")
     assert result.exit_code == 1
     assert "token ids up to 97, the model has 97 embeddings" in result.stderr
-
-
-def test_an_architecture_that_attention_by_segment_cannot_run_is_refused(config, tmp_path):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    Gemma2ForCausalLM(Gemma2Config(**shape, **heads)).save_pretrained(tmp_path / "gemma")
-    result = launch(config(), f"model={tmp_path / 'gemma'}")
-    assert result.exit_code == 1
-    assert "packed rows cannot be trained" in result.stderr

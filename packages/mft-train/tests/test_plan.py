@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from mft_train.cli import main
 from mft_train.config import RunConfig
 from mft_train.dataset_dir import open_dataset
+from mft_train.linear_cross_entropy import linear_cross_entropy
+from mft_train.memory import estimate_memory, logits_bytes
 from mft_train.model import empty_model, load_model
 from mft_train.packed_batch import Row, pack_rows
-from mft_train.plan import activations_per_token
 from mft_train.row_stream import RowStream
-from mft_train.weighted_loss import weighted_loss
 
 
 @pytest.fixture
@@ -53,27 +53,73 @@ def test_parameters_are_those_of_the_real_model(plan, run_config, tiny_dataset, 
     assert memory["total_bytes"] == sum(value for name, value in memory.items() if name != "total_bytes")
 
 
-def test_activations_are_within_a_third_of_what_torch_keeps(run_config, tiny_dataset, tmp_path, make_model):
-    # Wide and short, as real models are: everything that does not grow with the layers is small.
-    shape = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
-    config = RunConfig(**run_config(method="full", model=str(make_model(tmp_path / "wide", **shape))))
-    model = load_model(config, open_dataset(str(tiny_dataset)), torch.device("cpu"))
-    row = Row(np.arange(96), np.arange(96) == 95, np.array([96]), 0)
-    batch = pack_rows([row])
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+def test_8bit_moments_take_less(plan):
+    settings = {"lora": {"rank": 128}}
+    plain, small = (
+        json.loads(plan("--json", optimizer=optimizer, **settings))["memory"] for optimizer in ("adamw", "adamw_8bit")
+    )
+    assert small["optimizer_bytes"] < plain["optimizer_bytes"]
+    same = {name for name in plain if plain[name] == small[name]}
+    assert same == set(plain) - {"optimizer_bytes", "total_bytes"}
+
+
+def kept_bytes(function, weights):
+    """Bytes of all tensors that torch keeps for the backward pass of `function`, beside `weights`."""
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
     kept = {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in storages:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        weighted_loss(model(**batch.forward_keywords()).logits, batch, torch.ones(1), 1)
-    measured = sum(size for size, _ in kept.values())
-    estimate = 96 * activations_per_token(empty_model(config), is_recomputed=False) * 4
+        function()
+    return sum(size for size, _ in kept.values())
+
+
+def write_model(path, kind):
+    """A random model, wide and short as real models are: everything that does not grow with the layers is small."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2MoeConfig
+
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 48}
+    kinds = {
+        "dense": LlamaConfig(**shape),
+        "experts": Qwen2MoeConfig(**shape, **experts, shared_expert_intermediate_size=96),
+    }
+    AutoModelForCausalLM.from_config(kinds[kind]).save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("dense", "float32"), ("dense", "bfloat16"), ("experts", "float32")])
+def test_activations_are_within_a_third_of_what_torch_keeps(run_config, tiny_dataset, tmp_path, kind, dtype):
+    config = RunConfig(**run_config(method="full", model=write_model(tmp_path / "wide", kind)))
+    dataset = open_dataset(str(tiny_dataset))
+    model = load_model(config, dataset, torch.device("cpu"))
+    length = dataset.seq_length
+    batch = pack_rows([Row(np.arange(length), np.arange(length) == length - 1, np.array([length]), 0)])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        measured = kept_bytes(lambda: model(**batch.forward_keywords()).logits.sum(), model.parameters())
+    estimate = estimate_memory(config, dataset, empty_model(config), dtype, 1).activations
     assert measured / 1.33 < estimate < measured * 1.33
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_the_loss_keeps_two_gradients_and_a_chunk_of_logits(is_trained):
+    model = torch.nn.Module()
+    model.projection = torch.nn.Linear(16, 50_000, bias=False).requires_grad_(is_trained)
+    model.get_output_embeddings = lambda: model.projection
+    hidden = torch.zeros(700, 16, requires_grad=True)
+    labels, coefficients = torch.zeros(700, dtype=torch.int64), torch.zeros(700)
+    kept = kept_bytes(
+        lambda: linear_cross_entropy(hidden, model.projection.weight, labels, coefficients), model.parameters()
+    )
+    # 64 MiB of float32 logits are 335 positions.
+    assert logits_bytes(model, 700, 4) == kept + 335 * 50_000 * 4
+    assert logits_bytes(model, 700, 4) < 700 * 50_000 * 4
 
 
 @pytest.mark.parametrize("mixture", [{}, {"large": 0.25, "small": 0.75}])

@@ -1,6 +1,5 @@
 """The report on a run: its table, its page, and what it makes of broken input. Metrics files are made by hand here."""
 
-import itertools
 import json
 import math
 import re
@@ -14,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_train.cli import main
-from mft_train.curve import Curve, smooth, telling_points, thin, unbroken
-from mft_train.line_chart import Line, Marks, line_chart, nice_ticks
 from mft_train.provenance import Manifest
 from mft_train.report_page import page
 from mft_train.run_log import RunLog, add_event
@@ -33,6 +30,7 @@ def train(step: int, losses: dict, weights: dict | None = None, **other) -> dict
         "supervised_tokens": 40,
         "tokens": 100,
         "tokens_per_second": 50.0,
+        "peak_memory_bytes": {1: 3 * 2**29, 2: 2**31}.get(step, 2**30),  # a resume begins anew
     }
     return (
         {"event": "train", "global_step": step, "loss": 1.5, "task_losses": losses}
@@ -132,12 +130,12 @@ def html(run_dir) -> str:
 def test_the_table_says_where_each_task_started_and_ended(make_run):
     # 300 tokens at 50 a second; docs falls from 1 to 0.5: perplexity e^0.5 = 1.649, e^-0.5 - 1 = -39.3%.
     assert report(make_run(EVENTS)) == (
-        "4 steps, finished; 300 tokens (120 supervised) in the 3 logged steps; 50 tokens/s\n"
+        "4 steps, finished; 300 tokens (120 supervised) in the 3 logged steps; 50 tokens/s; peak memory 2.00 GiB\n"
         "\n"
-        "validation loss   first    best  at step    last   change  perplexity  change  last train\n"
-        "sql              2.0000  1.5000        2  1.7500  -0.2500       5.755  -22.1%      1.0000\n"
-        "docs             1.0000  0.5000        4  0.5000  -0.5000       1.649  -39.3%      0.8000\n"
-        "mean of tasks    1.5000  1.1250        2  1.1250  -0.3750       3.080  -31.3%           -\n"
+        "validation loss   first    best  at step    last   change  perplexity  change  last train  weight\n"
+        "sql              2.0000  1.5000        2  1.7500  -0.2500       5.755  -22.1%      1.0000  1.5000\n"
+        "docs             1.0000  0.5000        4  0.5000  -0.5000       1.649  -39.3%      0.8000  0.5000\n"
+        "mean of tasks    1.5000  1.1250        2  1.1250  -0.3750       3.080  -31.3%           -       -\n"
     )
 
 
@@ -149,6 +147,8 @@ def test_the_page_is_well_formed_and_every_task_has_its_curves(make_run):
     assert len(found.curves("training")) == len(found.curves("validation")) == 2
     assert len(found.curves("smoothed")) == 3
     assert len(found.curves("learning rate")) == 1
+    # 1.5, 2 and 1 GiB on a scale from 0 to 2.
+    assert found.curves("peak memory") == ["M1 2500L2 0L4 5000"]
     raw = [values for tag, values in found.tags if tag == "path" and values["class"].startswith("raw")]
     assert len(raw) == 2 + 3
     # Validation of docs: 1, 0.75, 0.5 on a scale from 0.5 to 2, of 10,000 units from the top down.
@@ -159,14 +159,14 @@ def test_every_chart_has_a_title_a_description_and_the_marks(make_run):
     found = Page(html(make_run(EVENTS)))
     charts = [values for tag, values in found.tags if tag == "svg" and values["class"] == "chart"]
     ids = [values["id"] for _, values in found.tags if "id" in values]
-    assert len(charts) == 2 + 2 + 1 + 4
+    assert len(charts) == 2 + 2 + 1 + 5
     assert len(ids) == len(set(ids))
     for chart in charts:
         assert chart["role"] == "img"
         assert set(chart["aria-labelledby"].split()) <= set(ids)
     assert "sql: 2 at step 0 to 1.75 at step 4. docs: 1 at step 0 to 0.5 at step 4." in found.text("desc")
     assert found.text("text").count("interrupted, resumed") == len(charts)
-    assert [values["d"] for _, values in found.tags if values.get("class") == "checkpoint"] == ["M2 10000V9600"] * 9
+    assert [values["d"] for _, values in found.tags if values.get("class") == "checkpoint"] == ["M2 10000V9600"] * 10
     items = found.text("li")
     assert "Checkpoints at step 2" in items
     assert "Step 2: interrupted by SIGTERM" in items
@@ -283,10 +283,10 @@ def test_a_remote_dataset_is_not_read(make_run):
 def test_a_run_without_validation_is_reported(make_run):
     run_dir = make_run([train(1, {"sql": 2.0}), train(2, {"sql": 1.0})])
     assert report(run_dir).splitlines() == [
-        "2 steps, not finished; 200 tokens (80 supervised); 50 tokens/s",
+        "2 steps, not finished; 200 tokens (80 supervised); 50 tokens/s; peak memory 2.00 GiB",
         "",
-        "validation loss  first  best  at step  last  change  perplexity  change  last train",
-        "sql                  -     -        -     -       -           -       -      1.0000",
+        "validation loss  first  best  at step  last  change  perplexity  change  last train  weight",
+        "sql                  -     -        -     -       -           -       -      1.0000  1.0000",
         "",
         "no validation in this run",
     ]
@@ -311,7 +311,7 @@ def test_numbers_that_are_not_finite_leave_a_gap(make_run):
     assert [curve.count("M") for curve in found.curves("sql")] == [2]
     assert "nothing was logged" in found.text("p")
     assert "nan" not in "".join(text for _, text in found.texts).lower()
-    assert report(run_dir).splitlines()[3].split() == ["sql", "-", "-", "-", "-", "-", "-", "-", "5.0000"]
+    assert report(run_dir).splitlines()[3].split() == ["sql", "-", "-", "-", "-", "-", "-", "-", "5.0000", "1.0000"]
 
 
 def test_a_torn_last_line_is_left_out_and_said(make_run):
@@ -395,58 +395,3 @@ def test_any_numbers_give_a_well_formed_page(rows):
     found = Page(page("run", log, {}, Manifest({}, {}, ())))
     drawn = "".join(values["d"] for tag, values in found.tags if tag == "path")
     assert re.fullmatch(r"(?:[MLV ]|-?\d)*", drawn)
-
-
-@given(st.lists(finite, max_size=200), st.integers(4, 50))
-def test_thinning_keeps_ends_and_extremes_and_the_limit(values, limit):
-    kept = telling_points(values, limit)
-    assert len(kept) <= limit
-    assert kept == sorted(set(kept))
-    if values:
-        assert {0, len(values) - 1} <= set(kept)
-        chosen = [values[index] for index in kept]
-        assert (min(chosen), max(chosen)) == (min(values), max(values))
-
-
-@given(st.lists(st.one_of(st.just(math.nan), st.floats(-1e9, 1e9)), max_size=200), st.integers(4, 60))
-def test_thinning_invents_no_point_and_keeps_visible_gaps(values, limit):
-    curve = Curve(list(range(len(values))), values)
-    thinned = thin(curve, limit)
-    assert set(thinned.finite) <= set(curve.finite)
-    assert len(thinned.finite) <= limit
-    gaps = len(unbroken(curve))
-    assert len(unbroken(thinned)) == (gaps if 4 * gaps <= limit else min(gaps, 1))
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0.5, 100))
-def test_a_smoothed_value_lies_among_the_values_so_far(values, half_life):
-    smoothed = smooth(Curve(list(range(len(values))), values), half_life).values
-    assert smoothed[0] == values[0]
-    for index, value in enumerate(smoothed):
-        seen = values[: index + 1]
-        assert min(seen) - 1e-6 <= value <= max(seen) + 1e-6
-
-
-def test_smoothing_halves_the_weight_of_a_value_in_a_half_life():
-    # After 0 and 3 with half-life 1 the older counts half: (0.5 * 0 + 3) / 1.5 = 2.
-    assert smooth(Curve([1, 2, 3], [0.0, 3.0, math.nan]), 1).values[:2] == [0.0, 2.0]
-
-
-@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 8))
-def test_ticks_cover_the_range_evenly(low, width, count):
-    high = low + width
-    ticks = nice_ticks(low, high, count)
-    step = ticks[1] - ticks[0]
-    slack = 1e-6 * step + 1e-9 * max(abs(low), abs(high))
-    assert ticks[0] <= low + slack
-    assert ticks[-1] >= high - slack
-    assert 2 <= len(ticks) <= count + 2
-    assert all(abs(after - before - step) <= slack for before, after in itertools.pairwise(ticks))
-
-
-def test_colours_repeat_with_dashes():
-    lines = [Line(f"task-{index}", Curve([0, 1], [index, index + 1]), index, "smooth") for index in range(20)]
-    chart = line_chart("x", "Losses", lines, Marks(1, [], []), is_from_zero=False)
-    paints = re.findall(r'<path class="smooth ([^"]+)"', chart)
-    assert len(set(paints)) == 20
-    assert paints[8] == "c0 d1"

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_train.config import RunConfig
-from mft_train.schedule import learning_rate_at
+from mft_train.schedule import learning_rate_at, num_warmup_steps
 
 
 def config(**settings):
@@ -21,6 +21,21 @@ def test_warm_up_and_cosine_of_a_worked_example():
 def test_linear_and_constant():
     assert learning_rate_at(5, 10, config(schedule="linear")) == pytest.approx(0.5)
     assert learning_rate_at(9, 10, config(schedule="constant")) == 1.0
+
+
+def test_a_share_of_all_steps_is_that_many_steps():
+    for num_steps, ratio, steps in ((10, 0.2, 2), (100, 0.07, 7), (100, 0.29, 29), (7, 0.5, 4), (3, 0.1, 0)):
+        assert num_warmup_steps(num_steps, config(warmup_ratio=ratio)) == steps
+    for step in range(10):
+        by_ratio = learning_rate_at(step, 10, config(warmup_ratio=0.2, min_learning_rate=0.1))
+        assert by_ratio == learning_rate_at(step, 10, config(warmup_steps=2, min_learning_rate=0.1))
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_every_share_leaves_a_curve_between_nothing_and_the_peak(num_steps, ratio):
+    settings = config(warmup_ratio=ratio)
+    assert abs(num_warmup_steps(num_steps, settings) - ratio * num_steps) <= 0.5
+    assert all(0 < learning_rate_at(step, num_steps, settings) <= 1 for step in {0, num_steps // 2, num_steps - 1})
 
 
 @given(st.sampled_from(["cosine", "linear", "constant"]), st.integers(0, 9), st.floats(0, 1))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 import orjson
 
 from mft_train.errors import TrainError
+from mft_train.out_of_memory import is_out_of_memory
 from mft_train.row_stream import StreamPosition
 from mft_train.validation_record import ValidationRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -44,8 +48,9 @@ def save_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
     """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename."""
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    write_model(model, tokenizer_dir, staging)
-    publish(staging, target)
+    with writing(staging):
+        write_model(model, tokenizer_dir, staging)
+        publish(staging, target)
 
 
 def write_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
@@ -73,11 +78,13 @@ def save_checkpoint(
     staging = target.with_name(f".{target.name}.partial")
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
-        (staging / "state").mkdir(parents=True)
-        write_model(accelerator.unwrap_model(model), tokenizer_dir, staging / "model")
-        torch.save(optimizer.state_dict(), staging / "state" / "optimizer.pt")
+        with writing(staging):
+            (staging / "state").mkdir(parents=True)
+            write_model(accelerator.unwrap_model(model), tokenizer_dir, staging / "model")
+            torch.save(optimizer.state_dict(), staging / "state" / "optimizer.pt")
     accelerator.wait_for_everyone()
-    torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
+    with writing(staging):
+        torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         files = {str(p.relative_to(staging)): p.stat().st_size for p in sorted(staging.rglob("*")) if p.is_file()}
@@ -87,43 +94,79 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
+@contextlib.contextmanager
+def writing(staging: Path) -> Iterator[None]:
+    """Turns a write that fails, as on a full disk, into a TrainError, and gives the space back."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        raise TrainError(
+            f"cannot be written: {first_line(error)}", where=str(staging.parent), fix="make room, then use --resume"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says in one line; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def load_checkpoint(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fingerprint: dict[str, Any],
     checkpoint: Path,
+    *,
+    is_forced: bool = False,
 ) -> RunState:
-    """Restores weights, optimizer and random state; raises TrainError if the run's data or batches changed."""
+    """Restores weights, optimizer and random state; raises TrainError if the run's data or settings changed.
+
+    Forced, it goes on with the new ones and tells what changed. What has no meaning for them begins anew: the moments
+    of another optimizer, the memory of another balancer or with other tasks, and with other data the validations'.
+    """
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
 
     document = orjson.loads((checkpoint / "state" / "run.json").read_bytes())
-    for name, value in fingerprint.items():
-        if document["fingerprint"].get(name) != value:
-            saved = document["fingerprint"].get(name)
-            raise TrainError(
-                f"{name} is {value!r}, the checkpoint was made with {saved!r}",
-                where=str(checkpoint),
-                fix="resume with the settings and the dataset of the first start, or train into another output",
-            )
+    saved = document["fingerprint"]
+    changed = {name for name, value in fingerprint.items() if saved.get(name) != value}
+    if changed:
+        told = [
+            f"{name} is {value!r}, the checkpoint was made with {saved.get(name)!r}"
+            for name, value in fingerprint.items()
+            if name in changed
+        ]
+        if not is_forced or "method" in changed:
+            fix = "resume with the settings and the dataset of the first start, or train into another output"
+            fix += "" if "method" in changed else ", or use --force to go on with the new ones"
+            raise TrainError("; ".join(told), where=str(checkpoint), fix=fix)
+        if accelerator.is_main_process:
+            for line in told:
+                click.echo(f"--force: {line}", err=True)
     own_state = checkpoint / "state" / f"random-{accelerator.process_index:04d}.pt"
     try:
         load_weights(accelerator.unwrap_model(model), checkpoint / "model")
-        optimizer.load_state_dict(load_tensors(checkpoint / "state" / "optimizer.pt"))
+        if "optimizer" not in changed:
+            optimizer.load_state_dict(load_tensors(checkpoint / "state" / "optimizer.pt"))
         if own_state.is_file():
             restore_random_state(load_tensors(own_state))
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_out_of_memory(error):
+            raise
         raise TrainError(
-            f"the checkpoint cannot be loaded: {reason}", where=str(checkpoint), fix="delete it"
+            f"the checkpoint cannot be loaded: {first_line(error)}", where=str(checkpoint), fix="delete it"
         ) from error
     return RunState(
         document["global_step"],
         StreamPosition(**document["position"]),
-        document["balance"],
-        ValidationRecord(**document["validation"]),
+        None if changed & {"dataset", "balancer", "mixture", "repeats"} else document["balance"],
+        ValidationRecord() if "dataset" in changed else ValidationRecord(**document["validation"]),
     )
 
 
@@ -143,13 +186,14 @@ def load_weights(model: nn.Module, directory: Path) -> None:
 
         set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
         return
-    weights: dict[str, Any] = {}
-    for shard in sorted(directory.glob("*.safetensors")):
-        weights.update(load_file(shard))
-    tied = set(model.state_dict()) - set(weights)
-    model.load_state_dict(weights, strict=False)
-    if tied - set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ()):
-        raise TrainError(f'weight "{min(tied)}" is missing', where=str(directory), fix="delete this checkpoint")
+    # transformers renames and splits some weights when it saves them (experts), so it has to read them itself.
+    dtype = next(model.parameters()).dtype
+    saved, found = type(model).from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    if found["missing_keys"]:
+        raise TrainError(
+            f'weight "{min(found["missing_keys"])}" is missing', where=str(directory), fix="delete this checkpoint"
+        )
+    model.load_state_dict(saved.state_dict())
 
 
 def random_state() -> dict[str, Any]:
@@ -180,11 +224,19 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Flushes every file of `staging` to disk and renames it to `target`, replacing an older one."""
-    for path in sorted(staging.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    """Flushes all of `staging` to disk and renames it to `target`, replacing an older one."""
+    for path in [staging, *staging.rglob("*")]:
+        flush(path)
     if target.exists():
         shutil.rmtree(target)
     staging.replace(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -81,3 +81,26 @@ def retain(run_dir: Path, record: ValidationRecord, global_step: int, keep_last:
             doomed = path.with_name(f".{path.name}.deleted")
             shutil.rmtree(doomed, ignore_errors=True)
             shutil.rmtree(path.rename(doomed))
+
+
+def clear(run_dir: Path) -> None:
+    """Deletes everything in a run directory, but not the directory, which is locked.
+
+    The config goes last: until then the directory can be told from one that is no run.
+    """
+    for path in sorted(run_dir.iterdir(), key=lambda path: path.name == "config.yaml"):
+        delete(path)
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """Deletes what a killed run was writing or deleting: everything with a dot before its name."""
+    for path in [*run_dir.glob(".*.partial"), *(run_dir / "checkpoints").glob(".*.*")]:
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, or a directory with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -23,7 +23,14 @@ def main() -> None:
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on this machine.")
 @click.option("--resume", is_flag=True, help="Continue from the latest checkpoint in the output directory.")
 @click.option("--overwrite", is_flag=True, help="Delete an earlier run in the output directory first.")
-def launch(config: Path, overrides: tuple[str, ...], processes: int, resume: bool, overwrite: bool) -> None:
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Go on although the tokenizer is not the model's or, with --resume, data or settings have changed.",
+)
+def launch(
+    config: Path, overrides: tuple[str, ...], processes: int, resume: bool, overwrite: bool, force: bool
+) -> None:
     """Train as CONFIG (a YAML file) says, and print the path of the final model.
 
     Keys of the file can be set on the command line: `mft-train launch run.yaml max_steps=10 lora.rank=8`.
@@ -33,11 +40,11 @@ def launch(config: Path, overrides: tuple[str, ...], processes: int, resume: boo
 
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    flags = ["--resume"] * resume + ["--overwrite"] * overwrite
+    flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--force"] * force
     settings = read_config(config, overrides)
     arguments = ["launch", str(config), *overrides, *flags]
     with one_line_errors(), stdout_to_stderr():
-        final = start(settings, arguments, processes, is_resume=resume, is_overwrite=overwrite)
+        final = start(settings, arguments, processes, is_resume=resume, is_overwrite=overwrite, is_forced=force)
     if os.environ.get("RANK", "0") == "0":
         click.echo(final)
 

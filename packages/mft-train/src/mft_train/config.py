@@ -61,6 +61,9 @@ class LossConfig(Section):
     weight_floor: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="least weight of a task where equal weights are 1, for every balancer but static"
     )
+    router_aux_loss_coef: NonNegativeFloat | None = Field(
+        None, description="weight of the load-balancing loss of a mixture of experts; null: the model's own, 0: none"
+    )
     self_paced: SelfPacedConfig = Field(SelfPacedConfig(), description="for balancer self_paced")
     coba: CobaConfig = Field(CobaConfig(), description="for balancer coba")
     famo: FamoConfig = Field(FamoConfig(), description="for balancer famo")
@@ -105,23 +108,45 @@ class RunConfig(Section):
     min_learning_rate: NonNegativeFloat = Field(0.0, description="learning rate at the end of the schedule")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay after warm-up")
     warmup_steps: NonNegativeInt = Field(0, description="optimizer steps of linear warm-up")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="linear warm-up as a share of all steps; give this or warmup_steps"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="AdamW; 8bit: moments in 8 bits; paged: moments move to host memory when the GPU is full"
+    )
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of AdamW, on matrices only")
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="AdamW's decay of the first moment")
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="AdamW's decay of the second moment")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are scaled down to this global norm")
     loss: LossConfig = Field(LossConfig(), description="the multi-task objective")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter, for method lora")
-    mixture: dict[str, PositiveFloat] = Field(
+    mixture: dict[str, NonNegativeFloat] = Field(
         {}, description="task to its share of the rows drawn, for every task; empty: by size, each row once per epoch"
+    )
+    repeats: dict[str, NonNegativeFloat] = Field(
+        {},
+        description="task to how often an epoch has each of its rows, such as 2 or 0.5; 0 leaves the task out; "
+        "a task that is not named: 1; give this or mixture",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute type; auto is float32 on CPU, bfloat16 on GPU"
     )
-    attention: Literal["auto", "segments", "flash_attention_2"] = Field(
+    attention: Literal["auto", "segments", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="kernel over packed rows; auto is flash_attention_2 on GPU if installed, else segments"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
+    gradient_checkpointing: Literal[True, False, "auto"] = Field(
+        False, description="recompute activations in backward to save memory; auto if the run would not fit without"
+    )
+    compile: bool = Field(False, description="torch.compile the decoder layers: minutes at the start, faster steps")
     log_interval: PositiveInt = Field(1, description="steps between train events")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"],
+        description="who gets the numbers besides metrics.jsonl: tensorboard, wandb, mlflow; []: no one",
+    )
+    tracker_project: Annotated[str, Field(min_length=1)] = Field(
+        "mft-train", description="project of Weights & Biases, experiment of MLflow"
+    )
+    tracker_run_name: str | None = Field(None, description="name of the run there; null: that of the output directory")
     validation_interval: NonNegativeInt = Field(50, description="steps between validations; 0: only first and last")
     early_stopping_patience: NonNegativeInt = Field(
         0, description="validations in a row without a better loss after which the run ends; 0: never"
@@ -141,6 +166,10 @@ class RunConfig(Section):
             raise ValueError("give exactly one of max_steps and epochs")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate is above learning_rate")
+        if self.mixture and self.repeats:
+            raise ValueError("give mixture or repeats, not both")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError("warmup_steps is not below max_steps")
         if self.early_stopping_patience and not self.validation_interval:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import yaml
 from pydantic import BaseModel, ValidationError
 
@@ -14,7 +15,7 @@ from mft_train.config import RunConfig
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 KeyPath = tuple[str, ...]
 
@@ -35,7 +36,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainError(f"cannot read the config: {error}", where=str(path)) from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise TrainError(f"cannot read the config: {reason}", where=str(path)) from error
     settings, lines = parse_yaml(text, str(path))
     places = {key: f"{path} line {line}" for key, line in lines.items()}
     for override in overrides:
@@ -47,8 +49,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Writes the resolved config, every key in declaration order."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Writes the resolved config, every key in declaration order, in place of an older one."""
+    staging = path.with_name(f".{path.name}.partial")
+    staging.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    staging.replace(path)
 
 
 def write_new_settings(settings: dict[str, Any], path: Path) -> None:
@@ -97,6 +101,16 @@ def record_lines(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], wh
             )
         lines[key] = line
         record_lines(value_node, key, lines, where)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as text, in their order."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            is_plain = isinstance(value, str)
+            yield f"{prefix}{key}", value if is_plain else orjson.dumps(value, default=str).decode()
 
 
 def apply_override(settings: dict[str, Any], places: dict[KeyPath, str], override: str) -> None:

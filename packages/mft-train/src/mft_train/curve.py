@@ -26,6 +26,11 @@ class Curve:
         return [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
 
     @property
+    def finite_values(self) -> list[float]:
+        """The values that are finite numbers."""
+        return [value for value in self.values if math.isfinite(value)]
+
+    @property
     def last(self) -> float:
         """The last value, NaN without any."""
         return self.values[-1] if self.values else math.nan

@@ -38,6 +38,7 @@ class DatasetDir:
     seq_length: int
     tasks: tuple[Task, ...]
     max_token_id: int
+    is_packed: bool  # whether some row holds more than one conversation
     manifest_sha256: str
 
     @property
@@ -75,6 +76,11 @@ def open_dataset(location: str) -> DatasetDir:
             seq_length=manifest["seq_length"],
             tasks=tuple(read_task(entry) for entry in manifest["tasks"]),
             max_token_id=manifest["max_token_id"],
+            is_packed=any(
+                split["conversations"] > split["rows"]
+                for entry in manifest["tasks"]
+                for split in entry["splits"].values()
+            ),
             manifest_sha256=hashlib.sha256(content).hexdigest(),
         )
     except FileNotFoundError as error:

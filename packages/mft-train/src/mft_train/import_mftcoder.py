@@ -185,15 +185,11 @@ def schedule(job: Import) -> None:
     job.settings["min_learning_rate"] = job.old["min_lr"]
     job.note("min_lr", "changed: the rate at the end of the decay; MFTCoder raised warm-up to it as well")
     warmup = job.old["num_warmup_steps"] if has_warmup else 0
-    if isinstance(warmup, float) and warmup < 1:
-        max_steps = job.settings.get("max_steps")
-        if max_steps is None:
-            job.note("num_warmup_steps", f"changed: {warmup} of all steps is not known here, set warmup_steps yourself")
-            warmup = 0
-        else:
-            warmup = round(warmup * max_steps)
-    job.settings["warmup_steps"] = int(warmup)
-    job.note("num_warmup_steps", "changed: warmup_steps counts optimizer steps, MFTCoder's schedule stretched them")
+    if 0 < warmup < 1:
+        job.settings["warmup_ratio"] = warmup
+    else:
+        job.settings["warmup_steps"] = int(warmup)
+    job.note("num_warmup_steps", "changed: warm-up counts optimizer steps, MFTCoder's schedule stretched them")
     job.note("weight_decay", "changed: norms and biases are not decayed")
 
 

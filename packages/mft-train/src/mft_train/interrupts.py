@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import TYPE_CHECKING, Any, Self
 
 import click
@@ -36,7 +37,8 @@ class Interrupts:
         """Remembers a signal; says once what will happen."""
         if self.is_talking and not self.received:
             name = signal.Signals(number).name
-            click.echo(f"{name}: a checkpoint is written after this step, then the run ends", err=True)
+            # Not err=True, by which click would write past the live view that stands in for sys.stderr.
+            click.echo(f"{name}: a checkpoint is written after this step, then the run ends", file=sys.stderr)
         self.received.add(number)
 
     def agreed(self, accelerator: Accelerator) -> int | None:

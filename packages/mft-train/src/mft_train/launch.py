@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mft_train.errors import TrainError
+from mft_train.out_of_memory import advice, memory_advice
+from mft_train.run_lock import announce_launcher, follow_launcher
+from mft_train.shared_memory import remove_stale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +29,13 @@ INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def launch(
-    config: RunConfig, arguments: Sequence[str], num_processes: int, *, is_resume: bool, is_overwrite: bool
+    config: RunConfig,
+    arguments: Sequence[str],
+    num_processes: int,
+    *,
+    is_resume: bool,
+    is_overwrite: bool,
+    is_forced: bool,
 ) -> Path:
     """Runs `config` to its end; the path of `final/`.
 
@@ -35,14 +45,22 @@ def launch(
     quiet_libraries()
     if num_processes == 1 or "LOCAL_RANK" in os.environ:
         os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+        follow_launcher()
         from mft_train.train import train
 
-        return train(config, is_resume=is_resume, is_overwrite=is_overwrite)
-    from mft_train.train import check_inputs, check_output
+        with memory_advice(config):
+            return train(config, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
+    from mft_train.model import run_device
+    from mft_train.train import check_device, check_inputs, check_output
 
+    check_device(config, run_device())
     check_inputs(config, num_processes)
     check_output(Path(config.output), is_resume=is_resume, is_overwrite=is_overwrite)
-    start_processes(arguments, num_processes)
+    announce_launcher()
+    try:
+        start_processes(config, arguments, num_processes)
+    finally:
+        remove_stale()  # of a rank that was killed
     return Path(config.output) / "final"
 
 
@@ -55,7 +73,7 @@ def plan(config: RunConfig, num_processes: int) -> Plan:
     return make_plan(config, check_inputs(config, num_processes), num_processes)
 
 
-def start_processes(arguments: Sequence[str], num_processes: int) -> None:
+def start_processes(config: RunConfig, arguments: Sequence[str], num_processes: int) -> None:
     """Runs `mft-train` with `arguments` in each of `num_processes` ranks on this machine; raises TrainError."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -73,13 +91,20 @@ def start_processes(arguments: Sequence[str], num_processes: int) -> None:
         f"--num_processes={num_processes}",
         f"--main_process_port={free_port()}",
     ]
-    options += ["--mixed_precision=no", "--dynamo_backend=no", "--module", "mft_train"]
+    options += ["--mixed_precision=no", "--dynamo_backend=no"]
     try:
-        launch_command(launch_command_parser().parse_args([*options, *arguments]))
+        # Without one, the launcher makes a folder for logs and leaves it behind.
+        with tempfile.TemporaryDirectory(prefix="mft-train-") as log_dir:
+            options += [f"--log_dir={log_dir}", "--module", "mft_train"]
+            launch_command(launch_command_parser().parse_args([*options, *arguments]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode in INTERRUPTED:
             raise click.exceptions.Exit(failure.exitcode) from error
+        if failure.exitcode == -signal.SIGKILL:
+            # Linux ends a process so, without a word of its own, when memory runs out.
+            what = f"rank {rank} was killed, if by the system for want of memory"
+            raise TrainError(what, fix=advice(config)) from error
         raise TrainError(f"rank {rank} ended with exit code {failure.exitcode}, its message is above") from error
     except SignalException as error:
         # The launcher has passed the signal on and waited for the ranks to write their checkpoint.

@@ -69,7 +69,7 @@ NO_EFFECT = "it had no effect in MFTCoder"
 IN_BUILD = "it belongs to the dataset now, see data_paths"
 # Old keys that became no key here, and why.
 GONE: dict[str, str] = {
-    "tb_dir": "TensorBoard files are written to tensorboard/ in the run directory",
+    "tb_dir": "TensorBoard files are written to tensorboard/ in the run directory, see trackers",
     "model_type": "the architecture is read from the model",
     "model_name": "the architecture is read from the model",
     "load_raw_dataset": "there is one dataset format, written by mft-data build from JSONL",
@@ -93,7 +93,7 @@ GONE: dict[str, str] = {
     "pad_token": "rows are never padded",
     "distributed_type": "runs are data parallel",
     "init_timeout_seconds": "the launcher's default is used",
-    "weight_by_num_documents": "use mixture to draw tasks by proportion",
+    "weight_by_num_documents": "use mixture or repeats to say how often a task is drawn",
     "make_vocab_size_divisible_by": NO_EFFECT,
     "model_parallel_size": NO_EFFECT,
     "save_transformers_model": "a full model is always saved as one",

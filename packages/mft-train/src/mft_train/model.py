@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from mft_train import segment_attention
 from mft_train.errors import TrainError
+from mft_train.lora_linear import fuse_adapters
+from mft_train.out_of_memory import is_out_of_memory
 from mft_train.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
 
 # Largest difference, relative to the largest logit, between a conversation packed with another and alone.
 ISOLATION_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def run_device() -> torch.device:
+    """The kind of device that a run on this machine uses."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_dtype(config: RunConfig, device: torch.device) -> str:
@@ -68,10 +78,11 @@ def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> 
             where=str(dataset.path),
             fix="build the dataset with this model's tokenizer",
         )
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing is True:  # `auto` is settled before, where the memory is known
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if frozen_base:
         model = add_adapter(model, config)
+        fuse_adapters(model)
     return model.to(device).train()
 
 
@@ -97,7 +108,11 @@ def loading(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if re.search("does not support .*attention", reason, re.IGNORECASE):
+            raise TrainError(f'model "{model}" does not support this attention', fix="set attention: eager") from error
         raise TrainError(f'model "{model}" cannot be loaded: {reason}') from error
 
 
@@ -132,14 +147,18 @@ def add_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
         raise TrainError(
             f"no adapter can be made: {str(error).splitlines()[0]}", fix="set lora.target_modules to names in the model"
         ) from error
-    if config.gradient_checkpointing:
-        peft_model.enable_input_require_grads()
     return peft_model
 
 
-def check_isolation(model: nn.Module, dtype: str) -> None:
-    """Raises TrainError unless two conversations in one row have the logits that each has alone."""
+def check_isolation(model: nn.Module, dtype: str, *, is_packed: bool = True) -> None:
+    """Raises TrainError unless two conversations in one row have the logits that each has alone.
+
+    A run whose forward passes hold one conversation each, `is_packed` false, needs no more than that they work.
+    """
     import torch
+
+    attention = model.config.get_text_config()._attn_implementation
+    instead = f"set attention: {'eager' if attention == segment_attention.NAME else segment_attention.NAME}"
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = np.random.default_rng(0).integers(0, vocabulary, size=24)
@@ -153,14 +172,17 @@ def check_isolation(model: nn.Module, dtype: str) -> None:
             packed = row_logits(model, whole)
             alone = torch.cat([row_logits(model, part) for part in parts], dim=1)
     except ValueError as error:
-        raise TrainError(f"packed rows cannot be trained: {error}", fix="try attention: flash_attention_2") from error
+        reason = str(error).splitlines()[0]
+        raise TrainError(f"attention {attention} cannot run this model: {reason}", fix=instead) from error
     finally:
         model.train(training)
+    if not alone.isfinite().all():
+        raise TrainError("the model's logits are not finite", fix="its weights are damaged, or need dtype: float32")
     difference = ((packed - alone).abs().max() / alone.abs().max()).item()
-    if not difference <= ISOLATION_TOLERANCE[dtype]:
+    if is_packed and not difference <= ISOLATION_TOLERANCE[dtype]:
         raise TrainError(
             f"conversations in a packed row see each other: logits differ by {difference:.1e} of the largest",
-            fix="this architecture cannot train on packed rows: build the dataset with --packing none",
+            fix=f"{instead}; or build the dataset with --packing none and set micro_batch_size: 1",
         )
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from mft_train.config_file import parse_yaml
 from mft_train.errors import TrainError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MOST_SOURCES = 20  # of one task; the manifest has them all
 SETTINGS = ("producer", "seq_length", "packing", "overlong", "validation_fraction", "dedup", "template", "seed")
@@ -69,16 +66,6 @@ def read_run_config(run_dir: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise TrainError("the config is not UTF-8", where=str(path)) from error
     return parse_yaml(text, str(path))[0]
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as text, in their order."""
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            is_plain = isinstance(value, str)
-            yield f"{prefix}{key}", value if is_plain else orjson.dumps(value, default=str).decode()
 
 
 def read_manifest(location: str) -> Manifest | str:

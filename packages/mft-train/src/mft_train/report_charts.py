@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_POINTS = 600  # of one curve
 PAGE_POINTS = 45_000  # of all curves, at about 13 bytes a point
 WEIGHTS_NOTE = "by task; the weights sum to the number of tasks"
+MEMORY_NOTE = "GiB, the most that the process of rank 0 has held since its start"
 BREAKS = {"interrupt": "interrupted", "resume": "resumed"}
 OPTIMIZER_CHARTS = {
     "loss": ("Objective", "the loss that each step minimised, over its global batch", False),
@@ -53,6 +54,9 @@ def charts_sections(log: RunLog) -> str:
         figure(f"run-{name}", title, run_lines(name, log.train[name], half_life), marks, limit, note, is_from_zero=zero)
         for name, (title, note, zero) in OPTIMIZER_CHARTS.items()
     ]
+    if log.peak_memory.steps:
+        lines = [Line("peak memory", log.peak_memory, None, "smooth")]
+        optimizer.append(figure("run-memory", "Peak memory", lines, marks, limit, MEMORY_NOTE, is_from_zero=True))
     return "\n".join(
         [
             section("Losses", " ".join(key), "charts", overview),

@@ -79,6 +79,11 @@ def tiles(log: RunLog, config: dict[str, Any]) -> str:
         ("Last validation loss", loss_text(log.validation.last), f"perplexity {perplexity_text(log.validation.last)}"),
         ("Tokens", f"{log.tokens:,}", f"{logged}{log.supervised_tokens:,} supervised"),
         ("Tokens per second", f"{log.tokens / log.seconds:,.0f}" if log.seconds else "-", "while training"),
+        *(
+            [("Peak memory", f"{max(log.peak_memory.finite_values):.2f} GiB", "of rank 0")]
+            if log.peak_memory.finite
+            else []
+        ),
     ]
     rows = (
         f"<div><dt>{label}</dt><dd>{value}</dd>{f'<dd>{more}</dd>' if more else ''}</div>"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from mft_train.provenance import MOST_SOURCES, flatten
+from mft_train.config_file import flatten
+from mft_train.provenance import MOST_SOURCES
 from mft_train.task_figures import NONE, task_figures
 
 if TYPE_CHECKING:
@@ -24,10 +25,22 @@ def figures_section(log: RunLog) -> str:
     first_step = log.validation.steps[0] if log.validation.steps else 0
     groups = '<tr><td></td><th class="group edge" colspan="5" scope="colgroup">Validation loss</th>' + (
         '<th class="group edge" colspan="2" scope="colgroup">Perplexity</th>'
-        '<th class="group edge" scope="colgroup">Training loss</th></tr>'
+        '<th class="group edge" scope="colgroup">Training loss</th>'
+        '<th class="group edge" scope="colgroup">Weight</th></tr>'
     )
-    columns = ("Task", f"step {first_step:,}", "best", "at step", "last", "change", "last", "change", "last logged")
-    edges = {1, 6, 8}
+    columns = (
+        "Task",
+        f"step {first_step:,}",
+        "best",
+        "at step",
+        "last",
+        "change",
+        "last",
+        "change",
+        "last logged",
+        "last",
+    )
+    edges = {1, 6, 8, 9}
     heads = "".join(cell("th", text, edge=index in edges, scope="col") for index, text in enumerate(columns))
     rows = []
     for figures in task_figures(log):

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mft_train.dataset_dir import DatasetDir, to_row
+from mft_train.dataset_dir import to_row
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from streaming import StreamingDataset
+
+    from mft_train.dataset_dir import DatasetDir
     from mft_train.packed_batch import Row
+
+
+SAMPLE = "sample"  # the column that `numbered_dataset` adds
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +33,13 @@ class StreamPosition:
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """One rank's share of a global batch, and where the stream stands after it."""
+    """One rank's share of a global batch, and where the stream stands after it.
+
+    `row_numbers` are the rows' positions in the training rows of their tasks, as the dataset directory has them.
+    """
 
     rows: list[Row]
+    row_numbers: list[int]
     next_position: StreamPosition
 
 
@@ -48,18 +58,22 @@ class RowStream:
         seed: int,
         rank: int,
         world_size: int,
+        repeats: dict[str, float] | None = None,
     ) -> None:
-        from streaming import Stream, StreamingDataset
+        from streaming import Stream
 
         self.rank = rank
         self.world_size = world_size
         self.global_batch_size = global_batch_size
         streams = [
-            Stream(local=str(dataset.split_dir("train", task)), proportion=mixture.get(task.name))
-            for task in dataset.tasks
-            if task.train_rows and (not mixture or task.name in mixture)
+            Stream(
+                local=str(dataset.split_dir("train", task)),
+                proportion=mixture.get(task.name),
+                repeat=repeats.get(task.name, 1.0) if repeats else None,
+            )
+            for task in dataset.trained_tasks
         ]
-        self.streaming = StreamingDataset(
+        self.streaming = numbered_dataset()(
             streams=streams,
             batch_size=global_batch_size // world_size,
             num_canonical_nodes=1,
@@ -67,6 +81,8 @@ class RowStream:
             shuffle_seed=seed,
         )
         self.epoch_size: int = self.streaming.epoch_size
+        offsets = self.streaming.sample_offset_per_stream.tolist()
+        self.first_samples = {task.task_id: first for task, first in zip(dataset.trained_tasks, offsets, strict=True)}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,7 +90,12 @@ class RowStream:
         return math.ceil(self.epoch_size / self.global_batch_size)
 
     def steps(self, position: StreamPosition) -> Iterator[StepRows]:
-        """This rank's rows of every optimizer step from `position` on, without end."""
+        """This rank's rows of every optimizer step from `position` on, without end.
+
+        A position beyond the epoch, which only other data can have made, is its end.
+        """
+        if position.rows >= self.epoch_size:
+            position = StreamPosition(position.epoch + 1)
         if position != StreamPosition():
             self.streaming.load_state_dict(self.state(position))
         while True:
@@ -109,12 +130,13 @@ class RowStream:
         row of an epoch counts once whatever the number of ranks.
         """
         rows = [to_row(sample) for sample in samples]
+        numbers = [sample[SAMPLE] - self.first_samples[row.task_id] for sample, row in zip(samples, rows, strict=True)]
         for index, row in enumerate(rows):
             if done + index * self.world_size + self.rank >= self.epoch_size:
                 rows[index] = replace(row, loss_mask=np.zeros_like(row.loss_mask))
         after = min(done + self.global_batch_size, self.epoch_size)
         position = StreamPosition(epoch + 1) if after == self.epoch_size else StreamPosition(epoch, after)
-        return StepRows(rows, position)
+        return StepRows(rows, numbers, position)
 
     def state(self, position: StreamPosition) -> dict[str, Any]:
         """Streaming's own resume state for a position."""
@@ -127,14 +149,12 @@ class RowStream:
         }
 
 
-def check_mixture(dataset: DatasetDir, mixture: dict[str, float]) -> None:
-    """Raises TrainError unless the mixture is empty or names each task that has training rows."""
-    names = [task.name for task in dataset.tasks if task.train_rows]
-    if not names:
-        raise TrainError("the dataset has no training rows", where=str(dataset.path))
-    unknown = sorted(set(mixture) - set(names))
-    if unknown:
-        raise TrainError(f'mixture names unknown task "{unknown[0]}"', fix=f"tasks: {', '.join(names)}")
-    missing = sorted(set(names) - set(mixture))
-    if mixture and missing:
-        raise TrainError(f'mixture leaves out task "{missing[0]}"', fix="give every task a proportion")
+def numbered_dataset() -> type[StreamingDataset]:
+    """A StreamingDataset whose samples have one more column: their number over all streams."""
+    from streaming import StreamingDataset
+
+    class NumberedDataset(StreamingDataset):
+        def get_item(self, sample_id: int, *arguments: Any) -> dict[str, Any]:
+            return super().get_item(sample_id, *arguments) | {SAMPLE: int(sample_id)}
+
+    return NumberedDataset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mft_train import checkpoint
 from mft_train.checkpoint import RunState
 from mft_train.checkpoint_list import retain
-from mft_train.errors import TrainError
+from mft_train.not_finite import not_finite
+from mft_train.peak_memory import peak_memory_bytes
+from mft_train.perplexity import perplexity
 from mft_train.schedule import learning_rate_at
 from mft_train.train_step import StepResult, accumulate_gradients
 from mft_train.validation import validate
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
     from mft_train.config import RunConfig
     from mft_train.dataset_dir import DatasetDir
     from mft_train.interrupts import Interrupts
+    from mft_train.loss_head import LossHead
     from mft_train.metrics import MetricsWriter
-    from mft_train.row_stream import RowStream
+    from mft_train.row_stream import RowStream, StepRows
     from mft_train.validation_record import ValidationRecord
 
 
 def fingerprint(config: RunConfig, dataset: DatasetDir) -> dict[str, Any]:
     """What must not change between a checkpoint and its resume."""
-    names = ("method", "global_batch_size", "mixture", "seed")
+    names = ("method", "global_batch_size", "mixture", "repeats", "seed", "optimizer")
     values = {name: getattr(config, name) for name in names}
     return {"dataset": dataset.manifest_sha256, **values, "balancer": config.loss.balancer}
 
@@ -47,6 +49,7 @@ class Run:
     dataset: DatasetDir
     accelerator: Accelerator
     model: nn.Module
+    loss_head: LossHead
     optimizer: torch.optim.Optimizer
     stream: RowStream
     balance: TaskBalance
@@ -68,8 +71,8 @@ class Run:
             started = time.perf_counter()
             step_rows = next(steps)
             learning_rate = learning_rate_at(state.global_step, self.num_steps, config)
-            self.balance.update(self.accelerator, self.model, global_step)
-            result = self.step(step_rows.rows, learning_rate, global_step)
+            self.balance.update(self.accelerator, self.model, self.loss_head, global_step)
+            result = self.step(step_rows, learning_rate, global_step)
             tokens, seconds = tokens + result.tokens, seconds + time.perf_counter() - started
             is_last = global_step == self.num_steps
             if is_last or global_step % config.log_interval == 0:
@@ -91,48 +94,45 @@ class Run:
         metrics.write("end", global_step=state.global_step)
         return None
 
-    def step(self, rows: list, learning_rate: float, global_step: int) -> StepResult:
+    def step(self, step_rows: StepRows, learning_rate: float, global_step: int) -> StepResult:
         """One optimizer step; raises TrainError before it if the loss or the gradient is not finite."""
         result = accumulate_gradients(
             self.accelerator,
             self.model,
-            rows,
+            self.loss_head,
+            step_rows.rows,
             micro_batch_size=self.config.micro_batch_size,
             reduction=self.config.loss.reduction,
             task_weights=self.balance.weights(self.accelerator),
             max_grad_norm=self.config.max_grad_norm,
         )
         if not result.is_finite:
-            raise self.not_finite(result, global_step)
+            raise not_finite(self.accelerator, self.model, self.dataset, step_rows, result, global_step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         return result
 
-    def not_finite(self, result: StepResult, global_step: int) -> TrainError:
-        """The error for a step that would spoil the weights."""
-        pairs = zip(self.dataset.tasks, result.task_losses, strict=True)
-        tasks = [task.name for task, loss in pairs if loss is not None and not math.isfinite(loss)]
-        culprits = f"the loss of {', '.join(tasks)}" if tasks else f"the gradient norm {result.grad_norm}"
-        return TrainError(
-            f"step {global_step} stopped before the update: {culprits} is not finite",
-            where=str(self.run_dir),
-            fix="lower learning_rate, or look at the rows of this step",
-        )
-
     def validate(
         self, metrics: MetricsWriter, record: ValidationRecord, global_step: int
     ) -> tuple[ValidationRecord, float | None]:
-        """Writes the validation event of this step: task losses and their plain mean; nothing without rows.
+        """Writes the validation event of this step: task losses, their plain mean, perplexities; nothing without rows.
 
         Returns the record with it, and the mean.
         """
-        losses = validate(self.accelerator, self.model, self.dataset)
+        losses = validate(self.accelerator, self.model, self.loss_head, self.dataset)
         if not losses:
             return record, None
         loss = sum(losses.values()) / len(losses)
-        metrics.write("validation", global_step=global_step, loss=loss, task_losses=losses)
+        metrics.write(
+            "validation",
+            global_step=global_step,
+            loss=loss,
+            task_losses=losses,
+            perplexity=perplexity(loss),
+            task_perplexities={task: perplexity(value) for task, value in losses.items()},
+        )
         return record.after_validation(loss, global_step), loss
 
     def write_train_event(
@@ -146,12 +146,13 @@ class Run:
             global_step=global_step,
             loss=result.loss,
             task_losses=losses,
-            task_weights=dict(zip(names, self.balance.task_weights, strict=True)),
+            task_weights={task.name: self.balance.task_weights[task.task_id] for task in self.dataset.trained_tasks},
             learning_rate=learning_rate,
             grad_norm=result.grad_norm,
             supervised_tokens=result.supervised_tokens,
             tokens=result.tokens,
             tokens_per_second=round(rate, 1),
+            peak_memory_bytes=peak_memory_bytes(),
         )
 
     def save_checkpoint(self, metrics: MetricsWriter, state: RunState, loss: float | None) -> RunState:

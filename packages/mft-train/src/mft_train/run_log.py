@@ -26,6 +26,8 @@ class RunLog:
     train: dict[str, Curve] = field(default_factory=lambda: {name: Curve() for name in TRAIN_NUMBERS})
     train_losses: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
     task_weights: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
+    peak_memory: Curve = field(default_factory=Curve)
+    """In GiB."""
     validation: Curve = field(default_factory=Curve)
     validation_losses: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
     checkpoints: list[int] = field(default_factory=list)
@@ -118,6 +120,8 @@ def add_train_event(log: RunLog, step: int, event: dict[str, Any]) -> None:
         curve.append(step, number(event[name]))
     add_numbers(log.train_losses, step, event["task_losses"])
     add_numbers(log.task_weights, step, event["task_weights"])
+    if "peak_memory_bytes" in event:  # not in the logs of the first versions
+        log.peak_memory.append(step, number(event["peak_memory_bytes"]) / 2**30)
     tokens, rate = event["tokens"], log.train["tokens_per_second"].last
     log.num_logged += 1
     log.tokens += tokens

@@ -9,13 +9,18 @@ if TYPE_CHECKING:
     from mft_train.config import RunConfig
 
 
+def num_warmup_steps(num_steps: int, config: RunConfig) -> int:
+    """Optimizer steps of warm-up in a run of `num_steps`; a share is rounded to the nearest step."""
+    return config.warmup_steps or round(config.warmup_ratio * num_steps)
+
+
 def learning_rate_at(step: int, num_steps: int, config: RunConfig) -> float:
     """The learning rate of optimizer step `step`, counted from 0 to `num_steps - 1`.
 
-    Linear from learning_rate / warmup_steps to learning_rate during warm-up, then the schedule's decay, which reaches
+    Linear from learning_rate / warm-up steps to learning_rate during warm-up, then the schedule's decay, which reaches
     min_learning_rate one step after the last. The minimum is no floor during warm-up.
     """
-    peak, low, warmup = config.learning_rate, config.min_learning_rate, config.warmup_steps
+    peak, low, warmup = config.learning_rate, config.min_learning_rate, num_warmup_steps(num_steps, config)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)

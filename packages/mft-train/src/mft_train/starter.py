@@ -44,7 +44,8 @@ def starting_value(field: FieldInfo) -> Any:
 def describe(field: FieldInfo) -> str:
     """The field's description, with its choices if it has a fixed list of them."""
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return f"{field.description}: {' | '.join(choices)}" if choices else f"{field.description}"
+    words = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
+    return f"{field.description}: {' | '.join(words)}" if words else f"{field.description}"
 
 
 def schema() -> bytes:

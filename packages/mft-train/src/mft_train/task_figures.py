@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mft_train.curve import Curve
+from mft_train.perplexity import perplexity
 
 if TYPE_CHECKING:
     from mft_train.run_log import RunLog
 
-COLUMNS = ("first", "best", "at step", "last", "change", "perplexity", "change", "last train")
+COLUMNS = ("first", "best", "at step", "last", "change", "perplexity", "change", "last train", "weight")
 NONE = "-"
-LONGEST_NAME = 40
+LONGEST_NAME = 36
 
 
 @dataclass(frozen=True, slots=True)
 class TaskFigures:
-    """The figures of one task, or of the mean over tasks; losses in nats per token, NaN where there is none."""
+    """The figures of one task, or of the mean over tasks; losses in nats per token, the last weight; NaN for none."""
 
     name: str
     first: float
@@ -27,6 +28,7 @@ class TaskFigures:
     best_step: int
     last: float
     last_train: float
+    weight: float
     is_mean: bool
 
     @property
@@ -47,20 +49,20 @@ class TaskFigures:
             perplexity_text(self.last),
             f"{math.expm1(self.change):+.1%}" if has_change and self.change < 100 else NONE,
             loss_text(self.last_train),
+            loss_text(self.weight),
         ]
 
 
 def task_figures(log: RunLog) -> list[TaskFigures]:
     """The figures of every task, then the mean over tasks if there is more than one task."""
     none = Curve()
-    rows = [
-        figures(task, log.validation_losses.get(task, none), log.train_losses.get(task, none)) for task in log.tasks
-    ]
-    return [*rows, figures("mean of tasks", log.validation, none, is_mean=True)] if len(rows) > 1 else rows
+    curves = (log.validation_losses, log.train_losses, log.task_weights)
+    rows = [figures(task, *(of_kind.get(task, none) for of_kind in curves)) for task in log.tasks]
+    return [*rows, figures("mean of tasks", log.validation, none, none, is_mean=True)] if len(rows) > 1 else rows
 
 
-def figures(name: str, validation: Curve, train: Curve, *, is_mean: bool = False) -> TaskFigures:
-    """The figures of one pair of curves."""
+def figures(name: str, validation: Curve, train: Curve, weights: Curve, *, is_mean: bool = False) -> TaskFigures:
+    """The figures of one task's curves."""
     best, best_step = min(((value, step) for step, value in validation.finite), default=(math.nan, 0))
     return TaskFigures(
         name=name,
@@ -70,20 +72,22 @@ def figures(name: str, validation: Curve, train: Curve, *, is_mean: bool = False
         best_step=best_step,
         last=validation.last,
         last_train=train.last,
+        weight=weights.last,
         is_mean=is_mean,
     )
 
 
 def loss_text(value: float) -> str:
-    """A loss with four decimals; a dash for none."""
+    """A loss or a weight with four decimals; a dash for none."""
     return f"{value:.4f}" if math.isfinite(value) else NONE
 
 
 def perplexity_text(loss: float) -> str:
     """e to a mean loss in nats: the perplexity, to four digits."""
-    if not math.isfinite(loss):
-        return NONE
-    return f"{math.exp(loss):#.4g}".rstrip(".") if loss < 700 else "over 1e304"
+    value = perplexity(loss)
+    if value is None:
+        return "too large" if math.isfinite(loss) else NONE
+    return f"{value:#.4g}".rstrip(".")
 
 
 def figures_table(log: RunLog) -> str:
@@ -111,6 +115,8 @@ def totals(log: RunLog) -> str:
         parts.append(tokens if log.num_logged == log.last_step else f"{tokens} in the {log.num_logged:,} logged steps")
     if log.seconds:
         parts.append(f"{log.tokens / log.seconds:,.0f} tokens/s")
+    if log.peak_memory.finite:
+        parts.append(f"peak memory {max(log.peak_memory.finite_values):.2f} GiB")
     if log.is_cut_off:
         parts.append("last line cut off and left out")
     return "; ".join(parts)

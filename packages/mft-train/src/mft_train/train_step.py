@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from mft_train.coefficients import count_batch, segment_coefficients
 from mft_train.packed_batch import pack_rows
-from mft_train.weighted_loss import weighted_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from mft_train.loss_head import LossHead
     from mft_train.packed_batch import Row
 
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 class StepResult:
     """What one step saw, over the global batch; losses in nats, `task_losses` per supervised token.
 
+    `loss` is the objective without `router_loss`, its term for a mixture of experts, which is 0 for other models.
     `task_losses[k]` is None for a task without supervised tokens in the batch.
     """
 
     loss: float
+    router_loss: float
     task_losses: list[float | None]
     grad_norm: float
     supervised_tokens: int
@@ -36,12 +38,13 @@ class StepResult:
     @property
     def is_finite(self) -> bool:
         """Whether the update can be made."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        return math.isfinite(self.loss + self.router_loss) and math.isfinite(self.grad_norm)
 
 
 def accumulate_gradients(
     accelerator: Accelerator,
     model: nn.Module,
+    loss_head: LossHead,
     rows: Sequence[Row],
     *,
     micro_batch_size: int,
@@ -62,28 +65,33 @@ def accumulate_gradients(
         for start in range(0, len(rows), micro_batch_size)
     ]
     local_counts = sum(count_batch(batch.segment_tasks, batch.segment_tokens, num_tasks) for batch in batches)
-    global_counts = accelerator.reduce(local_counts, reduction="sum")
-    # Totals over the batch: the objective, the token count, and every task's sum of token losses.
+    local_tokens = local_counts.new_tensor([sum(batch.input_ids.numel() for batch in batches)])
+    reduced = accelerator.reduce(torch.cat([local_counts.flatten(), local_tokens]), reduction="sum")
+    global_counts, global_tokens = reduced[:-1].view_as(local_counts), reduced[-1]
+    # Totals over the batch: the objective, the router's term, and every task's sum of token losses.
     totals = torch.zeros(2 + num_tasks, dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
-            logits = model(**batch.forward_keywords()).logits
             coefficients = segment_coefficients(
                 reduction, batch.segment_tasks, batch.segment_tokens, global_counts, task_weights
             )
-            loss, task_sums = weighted_loss(logits, batch, coefficients, num_tasks)
-            accelerator.backward(loss * accelerator.num_processes)
-        totals[0] += loss.detach()
-        totals[1] += batch.input_ids.numel()
-        totals[2:] += task_sums
+            objective, losses, output = loss_head(model, batch, coefficients[batch.token_segments])
+            totals[0] += objective.detach()
+            if loss_head.router:
+                term = loss_head.router.term(output.router_logits, batch.input_ids.numel(), global_tokens)
+                totals[1] += term.detach()
+                objective = objective + term
+            accelerator.backward(objective * accelerator.num_processes)
+        totals[2:].index_add_(0, batch.segment_tasks[batch.token_segments], losses.double())
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    loss_total, tokens, *task_sums = accelerator.reduce(totals, reduction="sum").tolist()
+    loss, router_loss, *task_sums = accelerator.reduce(totals, reduction="sum").tolist()
     task_tokens = global_counts[0].tolist()
     return StepResult(
-        loss=loss_total,
+        loss=loss,
+        router_loss=router_loss,
         task_losses=[total / count if count else None for total, count in zip(task_sums, task_tokens, strict=True)],
         grad_norm=float(grad_norm),
         supervised_tokens=int(sum(task_tokens)),
-        tokens=int(tokens),
+        tokens=int(global_tokens),
     )

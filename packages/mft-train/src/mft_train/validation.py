@@ -8,7 +8,6 @@ import numpy as np
 
 from mft_train.dataset_dir import DatasetDir, to_row, validation_rows
 from mft_train.packed_batch import pack_rows
-from mft_train.weighted_loss import token_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,20 +16,23 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mft_train.dataset_dir import Task
+    from mft_train.loss_head import LossHead
     from mft_train.packed_batch import Row
 
 # Keeps the probe's draws apart from every other use of the run's seed.
 PROBE_STREAM = 0x9B0BE
 
 
-def validate(accelerator: Accelerator, model: nn.Module, dataset: DatasetDir) -> dict[str, float]:
+def validate(accelerator: Accelerator, model: nn.Module, loss_head: LossHead, dataset: DatasetDir) -> dict[str, float]:
     """Mean token loss in nats of every task with validation tokens, in task order, over each row exactly once."""
     rows = validation_rows(dataset, accelerator.process_index, accelerator.num_processes)
-    losses = task_losses(accelerator, model, rows, len(dataset.tasks))
+    losses = task_losses(accelerator, model, loss_head, rows, len(dataset.tasks))
     return {task.name: loss for task, loss in zip(dataset.tasks, losses, strict=True) if loss is not None}
 
 
-def task_losses(accelerator: Accelerator, model: nn.Module, rows: Iterable[Row], num_tasks: int) -> list[float | None]:
+def task_losses(
+    accelerator: Accelerator, model: nn.Module, loss_head: LossHead, rows: Iterable[Row], num_tasks: int
+) -> list[float | None]:
     """Mean token loss in nats of every task over the rows of all ranks; None without supervised tokens.
 
     Runs without dropout and draws no random number, so that training is not disturbed.
@@ -44,8 +46,8 @@ def task_losses(accelerator: Accelerator, model: nn.Module, rows: Iterable[Row],
         for row in rows:
             batch = pack_rows([row]).to(accelerator.device)
             if batch.labels.numel():
-                logits = bare_model(**batch.forward_keywords()).logits
-                sums[0, row.task_id] += token_losses(logits[0], batch.labels).double().sum()
+                _, losses, _ = loss_head(bare_model, batch, batch.labels.new_ones(len(batch.labels)))
+                sums[0, row.task_id] += losses.double().sum()
                 sums[1, row.task_id] += batch.labels.numel()
     bare_model.train()
     loss_sums, tokens = accelerator.reduce(sums, reduction="sum").tolist()

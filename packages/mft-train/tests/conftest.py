@@ -6,7 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tiny model gains nothing from threads, a busy machine loses much
 
+import atexit
+import contextlib
+import gc
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +102,19 @@ def write_dataset(path: Path, rows: dict[str, tuple[int, int]], seq_length: int 
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released_shared_memory():
+    """Gives back what streaming holds until its process ends: runs in this process would pile up open files."""
+    yield
+    if "streaming" in sys.modules:
+        from streaming.base.shared.memory import SharedMemory
+
+        for held in [thing for thing in gc.get_objects() if type(thing) is SharedMemory]:
+            with contextlib.suppress(BufferError):
+                held.cleanup()
+                atexit.unregister(held.cleanup)
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ def test_the_rows_with_a_spoilt_token_are_named_and_no_weight_is_changed(
     assert not (tmp_path / "run" / "final").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_name_the_rows_of_both(config, rare_token):
     token_id, rows = rare_token
     command = [sys.executable, "-m", "mft_train", "launch", str(config(poison(token_id))), "--processes", "2"]

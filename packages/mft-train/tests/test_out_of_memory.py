@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -52,8 +53,8 @@ def test_the_amount_is_told():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_failure_of_cuda_s_allocator_is_an_error_with_advice():
-    import torch
 
     with pytest.raises(TrainError, match=r"out of memory: [\d.]+ .iB more could not be had"), memory_advice(config()):
         torch.empty(2**42, dtype=torch.uint8, device="cuda")

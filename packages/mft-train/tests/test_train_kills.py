@@ -149,6 +149,7 @@ def unfinished(run_dir):
     return sorted(path.name for path in run_dir.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_ten_times_ends_as_one_that_was_not(starter, config, tmp_path, tiny_dataset):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     pid = starter.start(config, f"output={whole}")
@@ -216,6 +217,7 @@ def kill_job(launcher):
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment, config, tmp_path, tiny_dataset):
     two, one = tmp_path / "two", tmp_path / "one"
     settings = ["validation_interval=0", "schedule=constant", "lora={}", "loss={}", "learning_rate=0.001"]

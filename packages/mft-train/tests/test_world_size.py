@@ -78,6 +78,7 @@ def one_rank(dataset, batch, position, *, num_steps=None, epochs=EPOCHS):
     return taken, position
 
 
+@pytest.mark.slow
 def test_every_row_of_every_epoch_is_seen_once_when_the_number_of_processes_changes(tiny_dataset, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     every_row = [(0, number) for number in range(23)] + [(1, number) for number in range(6)]

@@ -17,8 +17,6 @@ FAR_TOO_MANY = 10**15
 
 
 def torch_bytes():
-    import torch
-
     return torch.empty(FAR_TOO_MANY, dtype=torch.uint8)
 
 

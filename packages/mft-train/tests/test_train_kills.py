@@ -253,6 +253,37 @@ def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment
     assert not [file for path in left for file in path.rglob("*") if file.is_file()]
 
 
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_run_with_one_line_each_and_no_shared_memory(
+    environment, config, tmp_path, tiny_dataset
+):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "mft_train", "launch", str(config), f"output={run_dir}", "max_steps=3000"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--processes", "2"], env=environment, **pipes) as launcher:
+        assert wait_until(lambda: last_step(run_dir) > 5, launcher.pid)
+        (rank,) = [pid for pid in job(launcher.pid) if is_rank(pid, 1)]
+        os.kill(rank, signal.SIGKILL)
+        _, told = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1
+    assert "Traceback" not in told
+    errors = [line for line in told.splitlines() if line.startswith("Error: ")]
+    assert errors[-1].startswith("Error: rank 1 was killed, if by the system for want of memory, set in this order")
+    assert errors[:-1] in ([], ["Error: another rank has ended"])
+    assert not segments_of(tiny_dataset)
+    assert stale_files(tmp_path / "temporary") == []
+
+
+def is_rank(pid, rank):
+    """Whether a process was started as a rank, by its environment."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        process = Path(f"/proc/{pid}")
+        return f"RANK={rank}".encode() in process.joinpath("environ").read_bytes().split(b"\0") and (
+            b"mft_train" in process.joinpath("cmdline").read_bytes()
+        )
+    return False
+
+
 def test_a_run_directory_takes_one_run_at_a_time(config, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()

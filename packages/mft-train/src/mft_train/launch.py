@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -19,7 +21,7 @@ from mft_train.run_lock import announce_launcher, follow_launcher
 from mft_train.shared_memory import remove_stale
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mft_train.config import RunConfig
     from mft_train.plan import Plan
@@ -48,7 +50,7 @@ def launch(
         follow_launcher()
         from mft_train.train import train
 
-        with memory_advice(config):
+        with memory_advice(config), lost_peers():
             return train(config, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
     from mft_train.model import run_device
     from mft_train.train import check_device, check_inputs, check_output
@@ -62,6 +64,17 @@ def launch(
     finally:
         remove_stale()  # of a rank that was killed
     return Path(config.output) / "final"
+
+
+@contextlib.contextmanager
+def lost_peers() -> Iterator[None]:
+    """Turns what gloo and NCCL raise in a rank when another has ended into one line: the launcher tells the cause."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("connection (closed|reset) by peer|remote process exited", str(error), re.IGNORECASE):
+            raise
+        raise TrainError("another rank has ended") from error
 
 
 def plan(config: RunConfig, num_processes: int) -> Plan:

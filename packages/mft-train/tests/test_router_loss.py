@@ -149,6 +149,7 @@ def test_a_mixture_of_experts_trains_packed_rows_and_resumes(load, mixtral, tiny
     result = CliRunner().invoke(main, ["launch", str(path)])
     assert result.exit_code == 0, result.stderr
     losses = train_losses(run_dir)
+    assert all(router > 0 for _, router in losses)
     shutil.rmtree(run_dir / "final")
     shutil.rmtree(run_dir / "checkpoints" / "step-00000004")
     assert CliRunner().invoke(main, ["launch", str(path), "--resume"]).exit_code == 0
@@ -178,4 +179,4 @@ def read_back(path, base):
 
 def train_losses(run_dir):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["event"] == "train"]
+    return [(line["loss"], line["router_loss"]) for line in lines if line["event"] == "train"]

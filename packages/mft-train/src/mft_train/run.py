@@ -145,6 +145,7 @@ class Run:
             "train",
             global_step=global_step,
             loss=result.loss,
+            **({"router_loss": result.router_loss} if self.loss_head.router else {}),
             task_losses=losses,
             task_weights={task.name: self.balance.task_weights[task.task_id] for task in self.dataset.trained_tasks},
             learning_rate=learning_rate,

@@ -3,11 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_train.config import RunConfig
-from mft_train.schedule import learning_rate_at, num_warmup_steps
+from mft_train.errors import TrainError
+from mft_train.schedule import learning_rate_at, num_run_steps, num_warmup_steps
 
 
 def config(**settings):
-    return RunConfig(model="m", dataset="d", output="o", max_steps=10, learning_rate=1.0, **settings)
+    return RunConfig(model="m", dataset="d", output="o", learning_rate=1.0, **{"max_steps": 10} | settings)
 
 
 def test_warm_up_and_cosine_of_a_worked_example():
@@ -44,3 +45,10 @@ def test_rates_never_rise_after_warm_up_nor_fall_below_the_minimum(schedule, war
     rates = [learning_rate_at(step, 10, settings) for step in range(warmup, 10)]
     assert rates == sorted(rates, reverse=True)
     assert all(low - 1e-12 <= rate <= 1 for rate in rates)
+
+
+def test_warm_up_must_end_before_a_run_of_epochs_does():
+    settings = config(max_steps=None, epochs=2, warmup_steps=10)
+    assert num_run_steps(6, settings) == 12
+    with pytest.raises(TrainError, match="warmup_steps 10 is not below the 10 steps of the run, lower it"):
+        num_run_steps(5, settings)

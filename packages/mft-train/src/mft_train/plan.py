@@ -19,6 +19,7 @@ from mft_train.memory import (
 )
 from mft_train.mixture import epoch_rows
 from mft_train.model import empty_model, resolve_dtype, run_device
+from mft_train.schedule import num_run_steps
 
 if TYPE_CHECKING:
     from mft_train.config import RunConfig
@@ -58,7 +59,7 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int) -> Pla
         gradient_accumulation_steps=config.global_batch_size // (config.micro_batch_size * num_processes),
         rows=rows,
         steps_per_epoch=steps_per_epoch,
-        steps=config.max_steps or (config.epochs or 0) * steps_per_epoch,
+        steps=num_run_steps(steps_per_epoch, config),
         tokens_per_step=round(tokens * config.global_batch_size),
         supervised_tokens_per_step=round(supervised * config.global_batch_size),
         gradient_checkpointing=config.gradient_checkpointing is True,

@@ -5,8 +5,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from mft_train.errors import TrainError
+
 if TYPE_CHECKING:
     from mft_train.config import RunConfig
+
+
+def num_run_steps(steps_per_epoch: int, config: RunConfig) -> int:
+    """Optimizer steps of the run; raises TrainError if its warm-up would never end."""
+    num_steps = config.max_steps or (config.epochs or 0) * steps_per_epoch
+    if config.warmup_steps >= num_steps:
+        raise TrainError(
+            f"warmup_steps {config.warmup_steps} is not below the {num_steps} steps of the run",
+            fix="lower it, or set warmup_ratio instead",
+        )
+    return num_steps
 
 
 def num_warmup_steps(num_steps: int, config: RunConfig) -> int:

@@ -29,6 +29,7 @@ from mft_train.router_loss import find_router_loss
 from mft_train.row_stream import RowStream, StreamPosition
 from mft_train.run import Run, fingerprint
 from mft_train.run_lock import sole_run
+from mft_train.schedule import num_run_steps
 from mft_train.shared_memory import remove_stale
 from mft_train.tokenizer_match import check_tokenizer
 from mft_train.trackers import check_trackers
@@ -134,7 +135,7 @@ def train(config: RunConfig, *, is_resume: bool = False, is_overwrite: bool = Fa
             expected = fingerprint(config, dataset)
             state = checkpoint.load_checkpoint(accelerator, model, optimizer, expected, resumed, is_forced=is_forced)
         balance = TaskBalance(config, dataset, state.balance)
-        num_steps = config.max_steps or (config.epochs or 0) * stream.steps_per_epoch
+        num_steps = num_run_steps(stream.steps_per_epoch, config)
         run = Run(config, dataset, accelerator, model, loss_head, optimizer, stream, balance, num_steps, run_dir)
         run_to_end(run, state, resumed)
     return run_dir / "final"

@@ -242,6 +242,7 @@ def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment
     done = subprocess.run([*command, until, "--resume"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert segments_of(tiny_dataset) <= before
+    stale = stale_files(tmp_path / "temporary")
     result = CliRunner().invoke(main, ["launch", str(config), f"output={one}", until, *settings])
     assert result.exit_code == 0, result.stderr
     for left, right in zip(events(one, "train"), events(two, "train"), strict=True):
@@ -250,9 +251,8 @@ def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment
     assert unfinished(two) == []
     assert still_there(leftovers) == []
     # The two launchers that were killed had a folder for logs each.
-    left = stale_files(tmp_path / "temporary")
-    assert [path.name[:10] for path in left] == ["mft-train-"] * 2
-    assert not [file for path in left for file in path.rglob("*") if file.is_file()]
+    assert [path.name[:10] for path in stale] == ["mft-train-"] * 2
+    assert not [file for path in stale for file in path.rglob("*") if file.is_file()]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ TASK_ROWS = 1
 TURN_TOKENS = 8  # at most, that the template adds to a turn
 EPOCHS = 3
 METHODS = ("lora", "full")
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ LAYERS = {
         {"dataset_dir", "coefficients", "segment_attention", "config", "slopes", "validation_record", "mftcoder_keys"},
         {"packed_batch", "curve", "perplexity", "peak_memory", "run_lock", "shared_memory"}
         | {"linear_cross_entropy", "lora_linear"},
-        {"errors"},
+        {"errors", "matrix_product"},
     ],
 }
 NEVER_IN = {

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - an autograd function is a class of torch's; only a run imports this module
 
+from mft_train.matrix_product import linear
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,10 +27,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, coeffic
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, labels, coefficients)
-    compute_weight = weight.to(compute_dtype(hidden))
-    losses = torch.cat(
-        [chunk_losses(hidden[part], compute_weight, labels[part])[0] for part in chunks(len(labels), len(weight))]
-    )
+    compute_weight = weight.detach().to(compute_dtype(hidden))
+    hidden = hidden.detach()
+    parts = chunks(len(labels), len(weight))
+    losses = torch.cat([softmax_parts(hidden[part], compute_weight, labels[part])[0] for part in parts])
     return coefficients.to(losses.dtype) @ losses, losses
 
 
@@ -44,17 +46,20 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def chunk_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Token losses (p,), logits (p, vocabulary) and their log-sum-exp (p, 1) of one chunk, in float32 or wider.
+def softmax_parts(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Token losses (p,), unnormalised probabilities (p, vocabulary) and their sums (p, 1), in float32 or wider.
 
-    The logits are the caller's to overwrite.
+    The probabilities take the memory of the logits, and are the caller's to overwrite.
     """
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = hidden.to(weight.dtype) @ weight.T
+        logits = linear(hidden.to(weight.dtype), weight)
     if logits.dtype != torch.float64:
         logits = logits.float()
-    log_sums = logits.logsumexp(-1, keepdim=True)
-    return (log_sums - logits.gather(-1, labels[:, None]))[:, 0], logits, log_sums
+    chosen = logits.gather(-1, labels[:, None])
+    highest = logits.amax(-1, keepdim=True)
+    exponentials = logits.sub_(highest).exp_()
+    sums = exponentials.sum(-1, keepdim=True)
+    return (sums.log() + highest - chosen)[:, 0], exponentials, sums
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:
@@ -81,18 +86,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = []
         for part in chunks(len(labels), len(weight)):
             chunk = hidden[part].to(compute_weight.dtype)
-            chunk_loss, logits, log_sums = chunk_losses(chunk, compute_weight, labels[part])
-            losses.append(chunk_loss)
-            # d CE / d logits is the softmax less one at the label; the coefficient goes to the smaller factor.
-            slope = logits.sub_(log_sums).exp_()
-            slope[torch.arange(len(slope), device=slope.device), labels[part]] -= 1
+            chunk_losses, slope, sums = softmax_parts(chunk, compute_weight, labels[part])
+            losses.append(chunk_losses)
+            # d CE / d logits is the softmax less one at the label; its denominator and the coefficient go to the
+            # smaller factor of each product.
+            slope[torch.arange(len(slope), device=slope.device), labels[part]] -= sums[:, 0]
             slope = slope.to(compute_weight.dtype)
-            scale = coefficients[part, None].to(slope.dtype)
+            scale = coefficients[part, None].to(sums.dtype) / sums
             with torch.autocast(hidden.device.type, enabled=False):
                 if hidden_gradient is not None:
-                    hidden_gradient[part] = (slope @ compute_weight) * scale
+                    hidden_gradient[part] = linear(slope, compute_weight.T) * scale
                 if weight_gradient is not None:
-                    add_product(weight_gradient, slope.T, chunk * scale, is_first=part.start == 0)
+                    scaled = (chunk * scale).to(slope.dtype)
+                    add_product(weight_gradient, slope.T, scaled, is_first=part.start == 0)
         token_losses = torch.cat(losses)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(token_losses)

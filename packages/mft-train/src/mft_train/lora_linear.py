@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - an autograd function is a class of torch's; only a run imports this module
 
+from mft_train.matrix_product import linear
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -61,7 +63,7 @@ class _LoraLinear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             reduced = flat @ a.to(dtype).T
-            out = torch.nn.functional.linear(flat, weight, bias).addmm_(reduced, b.to(dtype).T, alpha=scaling)
+            out = linear(flat, weight, bias).addmm_(reduced, b.to(dtype).T, alpha=scaling)
         ctx.save_for_backward(flat, reduced, weight, a, b)
         ctx.scaling, ctx.shape, ctx.input_dtype = scaling, x.shape, x.dtype
         return out.view(*x.shape[:-1], -1)
@@ -75,7 +77,7 @@ class _LoraLinear(torch.autograd.Function):
             through_b = (upstream @ b.to(dtype)).mul_(ctx.scaling)
             x_gradient = None
             if ctx.needs_input_grad[0]:
-                x_gradient = (upstream @ weight).addmm_(through_b, a.to(dtype))
+                x_gradient = linear(upstream, weight.T).addmm_(through_b, a.to(dtype))
                 x_gradient = x_gradient.view(ctx.shape).to(ctx.input_dtype)
             a_gradient = (through_b.T @ flat).to(a.dtype)
             b_gradient = (upstream.T @ reduced).mul_(ctx.scaling).to(b.dtype)

@@ -1,0 +1,20 @@
+"""Matrix products for layers whose gradients are written out here: by oneDNN on a CPU in float32, else torch's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` of x (T, in) and weight (out, in), a transposed view at will; no gradient is recorded.
+
+    torch sends float32 products to BLAS, whose kernels are slower than oneDNN's on AMD's CPUs.
+    """
+    import torch
+
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.nn.functional.linear(x, weight, bias)

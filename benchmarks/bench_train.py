@@ -18,7 +18,7 @@ CONTENDER = Path(__file__).parent / "train_contender.py"
 SEQ_LENGTH = 1024
 TASK_ROWS = 1
 TURN_TOKENS = 8  # at most, that the template adds to a turn
-EPOCHS = 3
+EPOCHS = 5
 METHODS = ("lora", "full")
 pytestmark = pytest.mark.timeout(3600)
 

@@ -3,9 +3,10 @@
     python train_contender.py hand|kernels|ours|trl METHOD MODEL DATASET OUT ROWS_PER_STEP EPOCHS [KEY=VALUE]...
 
 Every contender trains on the conversations of the same rows, all of them in each epoch, with the same learning rate,
-AdamW and LoRA shape; the first epoch is not timed, rates are those of the fastest other one. The hand loop is what a careful person writes: each row alone with
-restarting positions and no mask, logits at supervised positions only, fused AdamW, nothing else. `kernels` is that
-loop with mft-train's attention, loss and LoRA in it: what is left between it and `ours` is the trainer's overhead.
+AdamW and LoRA shape; the first epoch is not timed, rates are those of the fastest other one. The hand loop is what a
+careful person writes: each row alone with restarting positions and no mask, logits at supervised positions only, fused
+AdamW, nothing else. `kernels` is that loop with mft-train's attention, loss and LoRA in it: what is left between it and
+`ours` is the trainer's overhead.
 """
 
 import itertools

@@ -64,7 +64,7 @@ def weight_table(runs, tasks):
 def panel(left, title, curves, low, high):
     """One chart: a line per run, losses from `low` to `high`."""
     last = max(step for curve in curves.values() for step in curve)
-    tall, wide = HEIGHT - 2 * MARGIN, WIDTH - MARGIN - 10
+    tall, wide = HEIGHT - 2 * MARGIN, WIDTH - MARGIN - 16
 
     def place(step, value):
         return f"{left + MARGIN + wide * step / last:.1f},{MARGIN + tall * (high - value) / (high - low):.1f}"
@@ -83,8 +83,8 @@ def panel(left, title, curves, low, high):
 
 
 def chart(runs, tasks):
-    """The validation curves of every task side by side, from the second validation on: the first is far above."""
-    later = {name: {t: dict(sorted(losses[t].items())[1:]) for t in tasks} for name, (losses, _) in runs.items()}
+    """The validation curves of every task side by side, from the third validation on: the first two are far above."""
+    later = {name: {t: dict(sorted(losses[t].items())[2:]) for t in tasks} for name, (losses, _) in runs.items()}
     parts = []
     for index, task in enumerate(tasks):
         curves = {name: curves[task] for name, curves in later.items()}

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from mft_data.build import RunOptions, build
-from mft_data.encoder import make_encoder
-from mft_data.plan import BuildOptions, all_sources, make_plan
-from mft_data.records import MaxRejects, parse_line
-from mft_data.special_tokens import plain_config, renamed_config
+from mft_data.commands.build import RunOptions, build
+from mft_data.encoding.encoder import make_encoder
+from mft_data.encoding.special_tokens import plain_config, renamed_config
+from mft_data.execution.plan import BuildOptions, all_sources, make_plan
+from mft_data.reading.records import MaxRejects, parse_line
 
 SEQ_LENGTH = 2048
 BUILD_BYTES = 96 << 20

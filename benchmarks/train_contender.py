@@ -83,10 +83,10 @@ def hand(method, model_dir, dataset, _, rows_per_step, epochs):
 def kernels(method, model_dir, dataset, _, rows_per_step, epochs):
     import torch
 
-    from mft_train import segment_attention
-    from mft_train.lora_linear import fuse_adapters
-    from mft_train.loss_head import LossHead
-    from mft_train.packed_batch import Row, pack_rows
+    from mft_train.loss.loss_head import LossHead
+    from mft_train.model import segment_attention
+    from mft_train.model.lora_linear import fuse_adapters
+    from mft_train.rows.packed_batch import Row, pack_rows
 
     segment_attention.register()
     model = load(method, model_dir).train()
@@ -117,8 +117,8 @@ def kernels(method, model_dir, dataset, _, rows_per_step, epochs):
 
 def ours(method, model_dir, dataset, out, rows_per_step, epochs, *overrides):
     from mft_train.cli import main as mft_train
-    from mft_train.config import LossConfig, RunConfig
-    from mft_train.metrics import MetricsWriter
+    from mft_train.config.config import LossConfig, RunConfig
+    from mft_train.tracking.metrics import MetricsWriter
 
     times, losses = [], []
     write = MetricsWriter.write

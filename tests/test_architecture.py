@@ -1,94 +1,71 @@
-"""The shape of the code: layers inside each package, no import between packages, what each may depend on."""
+"""The shape of the code: one order of rooms in each package, no import between packages, what each may depend on."""
 
 import ast
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Every module of every package, from the command line down. A module imports from the layers below its own only.
-LAYERS = {
+# The rooms of every package, and its modules outside of rooms, in one order: each imports only from those named before
+# it. Names in one tuple know nothing of each other.
+ORDER = {
     "mft_data": [
-        {"cli"},
-        {"build", "join", "preview", "inspection", "verify"},
-        {"assemble"},
-        {"chunk_store"},
-        {"encode_chunk", "plan"},
-        {"work", "rows", "overlong", "remote", "choose_template"},
-        {"chat_template", "encoder", "contamination"},
-        {"dataset_dir", "template", "duplicates", "summary"},
-        {"chunks", "records", "special_tokens", "split", "engines"},
-        {"conversation", "mds", "row_rules", "saved_tokenizer", "sources", "staging", "tokenizer"},
-        {"fingerprints", "length_histogram", "packing", "progress", "row_display", "shard_columns", "word_windows"},
-        {"errors"},
+        "errors",
+        "reading",
+        ("dataset", "encoding"),
+        ("rows", "filters"),
+        "display",
+        "execution",
+        "commands",
+        "cli",
     ],
     "mft_eval": [
-        {"cli"},
-        {"score"},
-        {"results"},
-        {"judging", "prompts"},
-        {"judge", "problems", "generations"},
-        {"sandbox", "session", "program", "pass_at_k"},
-        {"program_host"},
-        {"channel"},
-        {"codec", "errors"},
+        ("errors", "codec"),
+        "channel",
+        "program_host",
+        ("sandbox", "session", "program", "pass_at_k"),
+        ("judge", "problems", "generations"),
+        ("judging", "prompts"),
+        "results",
+        "score",
+        "cli",
     ],
     "mft_infer": [
-        {"cli"},
-        {"generate", "chat"},
-        {"language_model", "generations", "prompts", "decoding"},
-        {"detokenizer", "sampling"},
-        {"errors"},
+        "errors",
+        ("detokenizer", "sampling"),
+        ("language_model", "generations", "prompts", "decoding"),
+        ("generate", "chat"),
+        "cli",
     ],
     "mft_merge": [
-        {"cli"},
-        {"merge"},
-        {"merged_values"},
-        {"plan"},
-        {"adapter", "base_model", "tokenizer_files"},
-        {"tensor_file", "json_file"},
-        {"errors"},
+        "errors",
+        ("tensor_file", "json_file"),
+        ("adapter", "base_model", "tokenizer_files"),
+        "plan",
+        "merged_values",
+        "merge",
+        "cli",
     ],
     "mft_train": [
-        {"__main__"},
-        {"cli"},
-        {"launch", "starter", "import_mftcoder", "report"},
-        {"train", "report_page"},
-        {"plan", "run", "report_charts", "report_tables"},
-        {"metrics"},
-        {
-            "balance",
-            "checkpoint_list",
-            "compiled_layers",
-            "line_chart",
-            "memory",
-            "not_finite",
-            "provenance",
-            "task_figures",
-            "trackers",
-        },
-        {"balancers", "checkpoint", "config_file", "interrupts", "model", "optimizer", "schedule", "tokenizer_match"}
-        | {"train_step", "validation"},
-        {
-            "coba",
-            "famo",
-            "self_paced",
-            "mixture",
-            "out_of_memory",
-            "row_stream",
-            "loss_head",
-            "run_log",
-            "progress_display",
-        },
-        {"router_loss"},
-        {"dataset_dir", "coefficients", "segment_attention", "config", "slopes", "validation_record", "mftcoder_keys"},
-        {"packed_batch", "curve", "perplexity", "peak_memory", "run_lock", "shared_memory"}
-        | {"linear_cross_entropy", "lora_linear"},
-        {"errors", "matrix_product"},
+        "errors",
+        "config",
+        "rows",
+        "model",
+        "loss",
+        "optimization",
+        "balancing",
+        "checkpoint",
+        ("planning", "tracking"),
+        "report",
+        "running",
+        "cli",
+        "__main__",
     ],
 }
+MOST_FLAT_MODULES = 20
 NEVER_IN = {
     "mft_eval": {"torch", "transformers", "numpy", "tokenizers", "streaming"},
     "mft_merge": {"transformers", "peft", "accelerate", "streaming"},
@@ -97,10 +74,32 @@ NEVER_IN = {
 }
 
 
+def source(package: str) -> Path:
+    return ROOT / "packages" / package.replace("_", "-") / "src" / package
+
+
 def modules(package: str) -> dict[str, Path]:
-    source = ROOT / "packages" / package.replace("_", "-") / "src" / package
-    assert [path for path in source.rglob("*.py") if path.parent != source] == [], "packages are flat"
-    return {path.stem: path for path in source.glob("*.py") if path.stem != "__init__"}
+    """Every module below a package by its dotted name without the package's."""
+    folder = source(package)
+    paths = {path.relative_to(folder).with_suffix(""): path for path in sorted(folder.rglob("*.py"))}
+    return {".".join(name.parts): path for name, path in paths.items() if name.name != "__init__"}
+
+
+def own_imports(package: str, path: Path) -> set[str]:
+    """The modules of its own package that a module imports, by their dotted names without the package's."""
+    known = modules(package)
+    found = set()
+    for imported in imports(path):
+        words = imported.split(".")
+        if words[0] == package:
+            names = {".".join(words[1:stop]) for stop in range(2, len(words) + 1)} & known.keys()
+            assert names, f"{path} imports {imported}, which is no module or is handed on by a room"
+            found |= names
+    return found
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
 def imports(path: Path) -> set[str]:
@@ -114,32 +113,59 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_every_module_has_one_layer(package):
-    listed = [name for layer in LAYERS[package] for name in layer]
-    assert sorted(listed) == sorted(modules(package))
+def levels(package: str) -> dict[str, int]:
+    """The position of every room or module in the package's order."""
+    groups = [(group,) if isinstance(group, str) else group for group in ORDER[package]]
+    return {name: level for level, group in enumerate(groups) for name in group}
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_imports_go_down(package):
-    depth = {name: index for index, layer in enumerate(LAYERS[package]) for name in layer}
+@pytest.mark.parametrize("package", ORDER)
+def test_the_order_names_every_room_once(package):
+    listed = [name for group in ORDER[package] for name in ([group] if isinstance(group, str) else group)]
+    assert sorted(listed) == sorted({room(name) for name in modules(package)})
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_rooms_import_only_from_those_before_them(package):
+    level = levels(package)
     for name, path in modules(package).items():
-        own = {imported.split(".")[1] for imported in imports(path) if imported.startswith(f"{package}.")}
-        for imported in own:
-            assert depth[imported] > depth[name], f"{package}.{name} imports {imported} of its own layer or above"
+        for imported in own_imports(package, path):
+            if room(imported) != room(name):
+                assert level[room(imported)] < level[room(name)], f"{package}.{name} imports {imported}"
 
 
-@pytest.mark.parametrize("package", LAYERS)
+@pytest.mark.parametrize("package", ORDER)
+def test_no_imports_go_in_a_circle(package):
+    TopologicalSorter({name: own_imports(package, path) for name, path in modules(package).items()}).prepare()
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_room_is_one_level_deep_and_its_init_is_a_docstring(package):
+    for path in source(package).rglob("*.py"):
+        assert len(path.relative_to(source(package)).parts) <= 2, path
+        if path.name == "__init__.py" and path.parent != source(package):
+            (docstring,) = ast.parse(path.read_text(encoding="utf-8")).body
+            assert isinstance(docstring, ast.Expr), path
+            assert isinstance(docstring.value, ast.Constant), path
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_large_package_has_rooms(package):
+    flat = [name for name in modules(package) if "." not in name]
+    assert len(flat) <= MOST_FLAT_MODULES
+
+
+@pytest.mark.parametrize("package", ORDER)
 def test_packages_never_import_each_other(package):
-    others = set(LAYERS) - {package}
-    tests = (ROOT / "packages" / package.replace("_", "-") / "tests").glob("*.py")
+    others = set(ORDER) - {package}
+    tests = (ROOT / "packages" / package.replace("_", "-") / "tests").rglob("*.py")
     for path in [*modules(package).values(), *tests]:
         roots = {imported.split(".")[0] for imported in imports(path)}
         assert not roots & others, path
-        assert not roots & NEVER_IN.get(package, set()) or path.parent.name == "tests", path
+        assert not roots & NEVER_IN.get(package, set()) or path not in source(package).rglob("*.py"), path
 
 
-@pytest.mark.parametrize("package", LAYERS)
+@pytest.mark.parametrize("package", ORDER)
 def test_every_import_is_a_declared_dependency(package):
     import importlib.metadata
     import re
@@ -156,7 +182,7 @@ def test_every_import_is_a_declared_dependency(package):
             assert distributions & declared, f"{path.name} imports {root}, which pyproject.toml does not name"
 
 
-@pytest.mark.parametrize("package", LAYERS)
+@pytest.mark.parametrize("package", ORDER)
 def test_every_module_and_public_name_says_what_it_is(package):
     for path in modules(package).values():
         tree = ast.parse(path.read_text(encoding="utf-8"))

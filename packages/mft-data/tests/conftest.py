@@ -8,9 +8,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mft_data.encoder import Encoder, make_encoder
-from mft_data.template import Template, mft_template
-from mft_data.tokenizer import load_tokenizer, tokenizer_config
+from mft_data.encoding.encoder import Encoder, make_encoder
+from mft_data.encoding.template import Template, mft_template
+from mft_data.encoding.tokenizer import load_tokenizer, tokenizer_config
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -31,7 +31,7 @@ def echo_styled(text: str) -> None:
 
 def parse_role_markers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Role to marker text of `ROLE=TEXT` options; `\\n`, `\\t` and `\\\\` in TEXT are escapes."""
-    from mft_data.conversation import RESERVED_CHARACTER, ROLES
+    from mft_data.reading.conversation import RESERVED_CHARACTER, ROLES
 
     markers: dict[str, str] = {}
     for value in values:
@@ -70,7 +70,7 @@ def parse_template(_context: click.Context, _parameter: click.Parameter, value: 
 
 def parse_record_format(_context: click.Context, _parameter: click.Parameter, value: str) -> str | None:
     """The name of a record shape, None for auto."""
-    from mft_data.conversation import RECORD_FORMATS
+    from mft_data.reading.conversation import RECORD_FORMATS
 
     if value != "auto" and value not in RECORD_FORMATS:
         raise click.BadParameter(f"{value!r} is not one of auto, {', '.join(RECORD_FORMATS)}")
@@ -79,7 +79,7 @@ def parse_record_format(_context: click.Context, _parameter: click.Parameter, va
 
 def parse_max_rejects(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
     """The MaxRejects of `N` or `P%`."""
-    from mft_data.records import MaxRejects
+    from mft_data.reading.records import MaxRejects
 
     try:
         if value.endswith("%"):
@@ -243,10 +243,10 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     SOURCE is a folder (the task takes its name) or NAME=PATH, a folder or a file. Files end in .jsonl, .jsonl.gz or
     .jsonl.zst. OUT is a folder or a location such as s3://bucket/dataset.
     """
-    from mft_data.build import RunOptions, build
-    from mft_data.plan import BuildOptions
-    from mft_data.remote import local_output
-    from mft_data.summary import summary_table
+    from mft_data.commands.build import RunOptions, build
+    from mft_data.dataset.remote import local_output
+    from mft_data.display.summary import summary_table
+    from mft_data.execution.plan import BuildOptions
 
     run_names = ("num_workers", "engine", "part", "is_resume", "is_overwrite")
     run = RunOptions(**{name: options.pop(name) for name in run_names})
@@ -265,9 +265,9 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT.")
 def join_command(parts: tuple[Path, ...], out: str, is_overwrite: bool) -> None:
     """Join the parts of a build, made with --part, into the dataset OUT."""
-    from mft_data.join import join
-    from mft_data.remote import local_output
-    from mft_data.summary import summary_table
+    from mft_data.commands.join import join
+    from mft_data.dataset.remote import local_output
+    from mft_data.display.summary import summary_table
 
     with system_errors():
         with local_output(out) as local_out:
@@ -295,8 +295,8 @@ def inspect_command(dataset_dir: Path, task: str | None, row: int | None, split:
     """
     import orjson
 
-    from mft_data.dataset_dir import read_manifest
-    from mft_data.inspection import dataset_summaries, format_dataset, format_row, load_lengths, load_row
+    from mft_data.commands.inspect_dataset import dataset_summaries, format_dataset, format_row, load_lengths, load_row
+    from mft_data.dataset.dataset_dir import read_manifest
 
     if (task is None) != (row is None):
         raise click.UsageError("--task and --row go together")
@@ -328,7 +328,7 @@ def preview_command(source: str, **options: Any) -> None:
 
     SOURCE is a folder or NAME=PATH. Supervised text stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
     """
-    from mft_data.preview import preview
+    from mft_data.commands.preview import preview
 
     with system_errors():
         for shown_conversation in preview(source, **options):
@@ -343,7 +343,7 @@ def verify_command(dataset_dir: Path, is_quick: bool) -> None:
 
     Prints an error for each problem, or the path of DATASET.
     """
-    from mft_data.verify import describe, find_problems, load_manifest
+    from mft_data.commands.verify import describe, find_problems, load_manifest
 
     with system_errors():
         manifest = load_manifest(dataset_dir)

@@ -35,8 +35,8 @@ def launch(
 
     Keys of the file can be set on the command line: `mft-train launch run.yaml max_steps=10 lora.rank=8`.
     """
-    from mft_train.config_file import read_config
-    from mft_train.launch import launch as start
+    from mft_train.config.config_file import read_config
+    from mft_train.running.launch import launch as start
 
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
@@ -56,9 +56,9 @@ def launch(
 @click.option("--json", "is_json", is_flag=True, help="Print JSON, sizes in bytes.")
 def plan(config: Path, overrides: tuple[str, ...], processes: int, is_json: bool) -> None:
     """Print the size, length and memory of the run that CONFIG describes, without loading weights."""
-    from mft_train.config_file import read_config
-    from mft_train.launch import plan as make_plan
-    from mft_train.plan import to_json, to_text
+    from mft_train.config.config_file import read_config
+    from mft_train.planning.plan import to_json, to_text
+    from mft_train.running.launch import plan as make_plan
 
     settings = read_config(config, overrides)
     with one_line_errors(), stdout_to_stderr():
@@ -70,8 +70,8 @@ def plan(config: Path, overrides: tuple[str, ...], processes: int, is_json: bool
 @click.argument("file", type=click.Path(path_type=Path))
 def init(file: Path) -> None:
     """Write a starter config to FILE, every key with its meaning and default, and print its path."""
-    from mft_train.config_file import write_new_file
-    from mft_train.starter import starter_text
+    from mft_train.config.config_file import write_new_file
+    from mft_train.config.starter import starter_text
 
     with one_line_errors():
         write_new_file(starter_text(), file)
@@ -86,7 +86,7 @@ def init(file: Path) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 def report(run: Path, html: Path | None, overwrite: bool) -> None:
     """Print the losses of RUN, a run directory, by task; or write a page about it and print the page's path."""
-    from mft_train.report import html_report, text_report, write_report
+    from mft_train.report.report import html_report, text_report, write_report
 
     if overwrite and html is None:
         raise click.UsageError("--overwrite is for --html FILE")
@@ -101,7 +101,7 @@ def report(run: Path, html: Path | None, overwrite: bool) -> None:
 @main.command()
 def schema() -> None:
     """Print the JSON schema of a config."""
-    from mft_train import starter
+    from mft_train.config import starter
 
     click.echo(starter.schema())
 
@@ -122,7 +122,7 @@ def import_command(old: Path, new: Path, program: str, processes: int) -> None:
 
     Keys that have no counterpart here or changed their meaning are listed on stderr.
     """
-    from mft_train.import_mftcoder import import_mftcoder
+    from mft_train.config.import_mftcoder import import_mftcoder
 
     with one_line_errors():
         notes = import_mftcoder(old, new, program, processes)

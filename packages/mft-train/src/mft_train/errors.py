@@ -1,4 +1,7 @@
-"""The one exception of this package for failures that a user can mend."""
+"""The one exception of this package for failures that a user can mend, and how to tell that memory has run out."""
+
+import errno
+import re
 
 import click
 
@@ -8,3 +11,14 @@ class TrainError(click.ClickException):
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(", ".join(part for part in (what, where and f"in {where}", fix) if part))
+
+
+# What allocators say: torch's for the CPU, which raises a plain RuntimeError, CUDA's, cuBLAS', and the C library's.
+COMPLAINTS = re.compile("can(no|')t allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or COMPLAINTS.search(str(error)) is not None

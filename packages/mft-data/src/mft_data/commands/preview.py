@@ -1,0 +1,68 @@
+"""Encodes the first conversations of a source as a build would, for reading."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mft_data.display.row_display import format_segment, readable_segment
+from mft_data.encoding.choose_template import choose_template
+from mft_data.encoding.encoder import make_encoder, make_tokenizer
+from mft_data.encoding.tokenizer import load_tokenizer, tokenizer_config
+from mft_data.errors import DataError, RecordError
+from mft_data.execution.plan import saved_and_loaded
+from mft_data.reading.lines import read_lines
+from mft_data.reading.records import file_format, parse_line
+from mft_data.reading.sources import find_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from mft_data.reading.conversation import Conversation
+    from mft_data.reading.sources import Source
+
+
+def preview(
+    source_argument: str,
+    num_conversations: int,
+    tokenizer_dir: Path,
+    seq_length: int,
+    template: str,
+    eos_token: str | None,
+    role_markers: Mapping[str, str],
+    record_format: str | None,
+) -> Iterator[str]:
+    """Yields each of the first conversations under its file and line; raises DataError as a build would."""
+    source = find_source(source_argument)
+    tokenizer = load_tokenizer(tokenizer_dir, eos_token)
+    chosen_template = choose_template(template, tokenizer, role_markers, eos_token)
+    config = tokenizer_config(saved_and_loaded(tokenizer, chosen_template.jinja()))
+    encoder = make_encoder(config, chosen_template)
+    decoder = make_tokenizer(config)
+    num_shown = 0
+    for where, conversation in islice(read_source(source, record_format), num_conversations):
+        try:
+            batch = encoder.encode_batch([conversation])
+        except RecordError as error:
+            raise DataError(error.reason, where=where, fix=error.fix) from error
+        num_tokens = len(batch.input_ids)
+        heading = f"{where}: {num_tokens} tokens, {batch.loss_mask.sum()} supervised"
+        if num_tokens > seq_length:
+            heading += f", overlong by {num_tokens - seq_length}"
+        yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
+        num_shown += 1
+    if not num_shown:
+        raise DataError(f'source "{source_argument}" has no conversations')
+
+
+def read_source(source: Source, record_format: str | None) -> Iterator[tuple[str, Conversation]]:
+    """File with line, and conversation, of each record; raises DataError for one that a build would refuse."""
+    for file in source.files:
+        own_format = record_format or file_format(file.path)
+        for line_number, line in read_lines(file.path):
+            where = f"{file.path} line {line_number}"
+            try:
+                yield where, parse_line(line, own_format)
+            except RecordError as error:
+                raise DataError(error.reason, where=where, fix=error.fix) from error

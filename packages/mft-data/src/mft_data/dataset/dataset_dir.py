@@ -1,0 +1,54 @@
+"""The dataset directory's own files: the list of rejects, and the manifest, written last."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mft_data.dataset.fingerprints import manifest_bytes
+from mft_data.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mft_data.reading.records import Reject
+
+FORMAT_VERSION = "1"
+MANIFEST = "manifest.json"
+REJECTS = "rejects.jsonl"
+
+
+def producer() -> str:
+    """Name and version of this package."""
+    return f"mft-data {version('mft-data')}"
+
+
+def write_rejects(dataset_dir: Path, rejects: list[Reject]) -> None:
+    """Writes rejects.jsonl, empty if nothing was refused."""
+    lines = [orjson.dumps(reject._asdict(), option=orjson.OPT_APPEND_NEWLINE) for reject in rejects]
+    (dataset_dir / REJECTS).write_bytes(b"".join(lines))
+
+
+def write_manifest(dataset_dir: Path, manifest: dict[str, Any]) -> None:
+    """Writes manifest.json, whose presence says that the dataset is complete."""
+    content = {"format_version": FORMAT_VERSION, "producer": producer(), **manifest}
+    (dataset_dir / MANIFEST).write_bytes(manifest_bytes(content))
+
+
+def read_manifest(dataset_dir: Path) -> dict[str, Any]:
+    """The manifest of a dataset directory; raises DataError."""
+    path = dataset_dir / MANIFEST
+    try:
+        manifest = orjson.loads(path.read_bytes())
+        found = manifest["format_version"]
+    except FileNotFoundError as error:
+        raise DataError(f'"{dataset_dir}" is not a complete dataset (it has no {MANIFEST})') from error
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError("the manifest is damaged", where=str(path), fix="build the dataset anew") from error
+    if found != FORMAT_VERSION:
+        raise DataError(
+            f"format_version {found!r} is not {FORMAT_VERSION!r}", where=str(path), fix=f"{producer()} cannot read it"
+        )
+    return manifest

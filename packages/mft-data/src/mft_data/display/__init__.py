@@ -1,0 +1,1 @@
+"""What a person sees: rows as text, lengths as a histogram, a dataset as a table."""

@@ -1,0 +1,1 @@
+"""Carrying a build out: its plan, its chunks in this process, in others or on other machines, and their assembly."""

@@ -1,0 +1,158 @@
+"""What is to be built: sources, options and tokenizer turned into settings, facts and chunks, before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mft_data.dataset.dataset_dir import producer
+from mft_data.dataset.mds import mds_columns
+from mft_data.encoding.choose_template import choose_template
+from mft_data.encoding.tokenizer import load_tokenizer, save_tokenizer, tokenizer_config
+from mft_data.errors import DataError
+from mft_data.execution.read_chunk import Work
+from mft_data.reading.chunks import source_documents
+from mft_data.reading.records import file_format
+from mft_data.reading.sources import Source, file_sha256, find_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mft_data.reading.records import MaxRejects
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Everything but the paths of sources and output that decides what is built."""
+
+    tokenizer_dir: Path
+    seq_length: int
+    template: str
+    eos_token: str | None
+    role_markers: Mapping[str, str]
+    validation_fraction: float
+    validation_sources: tuple[str, ...]
+    packing: str
+    overlong: str
+    seed: int
+    record_format: str | None
+    max_rejects: MaxRejects
+    dedup: str
+    decontaminate: tuple[Path, ...]
+    contaminated: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A build before it begins; `document` tells any two apart that would not give the same rows."""
+
+    work: Work
+    tokenizer: Any
+    document: bytes
+    dedup: str
+    max_rejects: MaxRejects
+
+
+def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
+    """The plan of a build; raises DataError."""
+    task_names = list(dict.fromkeys(source.task for source in sources))
+    tokenizer = load_tokenizer(options.tokenizer_dir, options.eos_token)
+    template = choose_template(options.template, tokenizer, options.role_markers, options.eos_token)
+    tokenizer = saved_and_loaded(tokenizer, template.jinja())
+    config = tokenizer_config(tokenizer)
+    max_token_id = max(tokenizer.get_vocab().values())
+    work = Work(
+        sources=tuple(sources),
+        task_ids=tuple(task_names.index(source.task) for source in sources),
+        formats={
+            (position, number): options.record_format or file_format(file.path)
+            for position, source in enumerate(sources)
+            for number, file in enumerate(source.files)
+        },
+        tokenizer_config=config,
+        template=template,
+        seq_length=options.seq_length,
+        overlong=options.overlong,
+        packing=options.packing,
+        seed=options.seed,
+        validation_fraction=options.validation_fraction,
+        max_rejects=options.max_rejects.count,
+        problem_ngrams=load_ngrams(options.decontaminate),
+        drops_contaminated=options.contaminated == "drop",
+    )
+    facts = {
+        "seq_length": options.seq_length,
+        "packing": options.packing,
+        "overlong": options.overlong,
+        "seed": options.seed,
+        "validation_fraction": options.validation_fraction,
+        "dedup": options.dedup,
+        "decontaminated": [{"file": path.name, "sha256": file_sha256(path)} for path in options.decontaminate],
+        "contaminated": options.contaminated,
+        "template": template.name,
+        "template_sha256": template.sha256(),
+        "vocab_size": len(tokenizer),
+        "max_token_id": max_token_id,
+        "eos_token": tokenizer.eos_token,
+        "eos_token_id": tokenizer.eos_token_id,
+        "columns": mds_columns("uint16" if max_token_id < 1 << 16 else "uint32"),
+    }
+    settings = {
+        "producer": producer(),
+        "tokenizer_sha256": hashlib.sha256(orjson.dumps(config, option=orjson.OPT_SORT_KEYS)).hexdigest(),
+        "record_format": options.record_format,
+        "max_rejects": {"count": options.max_rejects.count, "percent": options.max_rejects.percent},
+        "tasks": task_names,
+    }
+    document = {"manifest": facts, "settings": settings, "sources": source_documents(sources)}
+    content = orjson.dumps(document, option=orjson.OPT_INDENT_2)
+    return Plan(work, tokenizer, content, options.dedup, options.max_rejects)
+
+
+def all_sources(arguments: list[str], validation_arguments: tuple[str, ...]) -> list[Source]:
+    """The sources to train on, in their order, each followed by its own validation source if it has one."""
+    sources = find_sources(arguments)
+    held_out = {source.task: source for source in find_sources(list(validation_arguments))}
+    unknown = sorted(held_out.keys() - {source.task for source in sources})
+    if unknown:
+        raise DataError(
+            f'validation source of task "{unknown[0]}", which has no source', fix="name it as its task: NAME=PATH"
+        )
+    ordered = []
+    for source in sources:
+        if source.task in held_out:
+            ordered += [replace(source, split="train"), replace(held_out[source.task], split="validation")]
+        else:
+            ordered.append(source)
+    return ordered
+
+
+def saved_and_loaded(tokenizer: Any, chat_template: str) -> Any:
+    """The tokenizer as every later reader loads it from the dataset: it is what has to encode."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
+        save_tokenizer(tokenizer, chat_template, Path(folder, "tokenizer"))
+        return load_tokenizer(Path(folder, "tokenizer"), None)
+
+
+def load_ngrams(paths: tuple[Path, ...]) -> Any:
+    """The n-grams of all problem files together, or None without one."""
+    if not paths:
+        return None
+    import numpy as np
+
+    from mft_data.filters.contamination import problem_ngrams
+
+    return np.unique(np.concatenate([problem_ngrams(path) for path in paths]))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""Which conversations are left out: duplicates, and those that repeat a benchmark."""

@@ -1,0 +1,89 @@
+"""The records of a file: the shape that its first one has, and the tally of those refused in a build."""
+
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from mft_data.errors import DataError, RecordError
+from mft_data.reading.conversation import Conversation, detect_format, parse_conversation
+from mft_data.reading.lines import read_lines
+
+SAMPLE_LINES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class MaxRejects:
+    """How many records may be refused: a count, or a percentage of all records read."""
+
+    count: int | None = 0
+    percent: float | None = None
+
+
+class Reject(NamedTuple):
+    """A refused record; `file` is its name inside the source, `line` counts from 1."""
+
+    task: str
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Rejects:
+    """The records refused so far in a build; raises DataError when they are too many."""
+
+    allowed: MaxRejects
+    entries: list[Reject] = field(default_factory=list)
+
+    def add(self, rejects: list[Reject]) -> None:
+        """Counts refused records in; raises DataError if they are more than the count allowed."""
+        self.entries.extend(rejects)
+        if self.allowed.count is not None and len(self.entries) > self.allowed.count:
+            raise DataError(f"more than {self.allowed.count} records were refused, the first: {self.first}")
+
+    def check_percent(self, num_records: int) -> None:
+        """Raises DataError if the refused ones are more than the percentage allowed of all records."""
+        percent = self.allowed.percent
+        if percent is not None and len(self.entries) * 100 > percent * num_records:
+            refused = f"{len(self.entries)} of {num_records} records were refused"
+            raise DataError(f"{refused}, more than {percent:g} %, the first: {self.first}")
+
+    @property
+    def first(self) -> str:
+        """The first refused record in words."""
+        reject = self.entries[0]
+        return f"{reject.reason}, in {reject.task}/{reject.file} line {reject.line}"
+
+
+def file_format(path: Path) -> str | None:
+    """The shape of the first record that has a clear one, which decides for its whole file; None if none has.
+
+    Looks at so many lines only: a file that begins with a hundred strange records is strange.
+    """
+    for _, line in islice(read_lines(path), SAMPLE_LINES):
+        try:
+            return detect_format(parse_json(line))
+        except RecordError:
+            continue
+    return None
+
+
+def parse_line(line: bytes, record_format: str | None) -> Conversation:
+    """The conversation on a line of a file of this shape; raises RecordError."""
+    record = parse_json(line)
+    return parse_conversation(record, record_format or detect_format(record))
+
+
+def parse_json(line: bytes) -> object:
+    """The decoded JSON of a line; raises RecordError."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        try:
+            line.decode()
+        except UnicodeDecodeError as invalid:
+            raise RecordError(f"the line is not UTF-8 ({invalid.reason}, at byte {invalid.start + 1})") from error
+        raise RecordError(f"the line is not JSON ({error.msg}, at character {error.pos + 1})") from error

@@ -1,0 +1,96 @@
+"""The task sources of a build: their names, their files, and the lines in them."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mft_data.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a task; `name` is its path inside the source, `size_bytes` as it lies on disk."""
+
+    path: Path
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A task and where its conversations are; `split` is where all go; None: to either, by what they say."""
+
+    task: str
+    path: Path
+    files: tuple[SourceFile, ...]
+    split: str | None = None
+
+
+def find_sources(arguments: list[str]) -> list[Source]:
+    """The sources of `DIR` and `NAME=PATH` arguments, in their order; raises DataError."""
+    sources = [find_source(argument) for argument in arguments]
+    counts = Counter(source.task for source in sources)
+    for source in sources:
+        if counts[source.task] > 1:
+            paths = " and ".join(str(other.path) for other in sources if other.task == source.task)
+            raise DataError(f'task "{source.task}" is named twice ({paths})', fix="name one of them: NAME=PATH")
+    return sources
+
+
+def find_source(argument: str) -> Source:
+    """The source of one argument: a folder, or a folder or file with a name before the first `=`."""
+    name, separator, rest = argument.partition("=")
+    is_named = bool(separator) and "/" not in name
+    path = Path(rest) if is_named else Path(argument)
+    if is_named and not rest:
+        raise DataError(f'source "{argument}" has no path after "="', fix="write NAME=PATH")
+    task = name if is_named else path.resolve().name
+    if not path.exists():
+        raise DataError(f'source "{path}" does not exist')
+    if not path.is_dir() and not is_named:
+        raise DataError(f'source "{path}" is not a folder', fix=f"give a file its task's name: NAME={path}")
+    if not TASK_NAME.fullmatch(task):
+        raise DataError(
+            f'"{task}" cannot name a task (letters, digits, ".", "_", "-"; the first a letter or digit)',
+            fix=f"name it: NAME={path}",
+        )
+    return Source(task, path, find_files(path))
+
+
+def find_files(path: Path) -> tuple[SourceFile, ...]:
+    """The files of a source, by name; hidden ones are left out. Raises DataError if there are none."""
+    folder = path if path.is_dir() else path.parent
+    candidates = walk_files(path) if path.is_dir() else [path]
+    names = sorted(found.relative_to(folder).as_posix() for found in candidates if found.name.endswith(SUFFIXES))
+    if not names:
+        raise DataError(f'source "{path}" has no file that ends in {", ".join(SUFFIXES)}')
+    for name in names:
+        if not name.isprintable():
+            raise DataError(
+                f"a file has the name {name!a}", where=str(path), fix="rename it: UTF-8, no control characters"
+            )
+    return tuple(SourceFile(folder / name, name, (folder / name).stat().st_size) for name in names)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden; raises OSError if a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file as it lies on disk."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Checkpoints: writing and reading one, which there are, which is the best."""

@@ -1,0 +1,241 @@
+"""Checkpoints that appear whole or not at all: weights in `model/`, everything else that a resume needs in `state/`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import orjson
+
+from mft_train.checkpoint.validation_record import ValidationRecord
+from mft_train.errors import TrainError, is_out_of_memory
+from mft_train.rows.row_stream import StreamPosition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands after `global_step` optimizer steps."""
+
+    global_step: int
+    position: StreamPosition
+    balance: dict[str, Any] | None = None  # as `TaskBalance.to_json` gives it
+    validation: ValidationRecord = field(default_factory=ValidationRecord)
+
+
+def step_dir(run_dir: Path, global_step: int) -> Path:
+    """The directory of the checkpoint after `global_step` optimizer steps."""
+    return run_dir / "checkpoints" / f"step-{global_step:08d}"
+
+
+def save_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+    """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename."""
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    with writing(staging):
+        write_model(model, tokenizer_dir, staging)
+        publish(staging, target)
+
+
+def write_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+    """Writes the model's files; raises TrainError if a tensor to be saved is empty."""
+    empty = [name for name, tensor in model.named_parameters() if tensor.requires_grad and tensor.numel() == 0]
+    if empty:
+        raise TrainError(f'parameter "{empty[0]}" is empty, the weights were not gathered', where=str(target))
+    model.save_pretrained(target)
+    (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    shutil.copytree(tokenizer_dir, target, dirs_exist_ok=True)
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+    fingerprint: dict[str, Any],
+    tokenizer_dir: Path,
+    target: Path,
+) -> None:
+    """Writes a checkpoint from all ranks together; it appears by one rename after every rank has written."""
+    import torch
+
+    staging = target.with_name(f".{target.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(staging, ignore_errors=True)
+        with writing(staging):
+            (staging / "state").mkdir(parents=True)
+            write_model(accelerator.unwrap_model(model), tokenizer_dir, staging / "model")
+            torch.save(optimizer.state_dict(), staging / "state" / "optimizer.pt")
+    accelerator.wait_for_everyone()
+    with writing(staging):
+        torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        files = {str(p.relative_to(staging)): p.stat().st_size for p in sorted(staging.rglob("*")) if p.is_file()}
+        document = {"format_version": FORMAT_VERSION, **asdict(state), "fingerprint": fingerprint, "files": files}
+        (staging / "state" / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        publish(staging, target)
+    accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def writing(staging: Path) -> Iterator[None]:
+    """Turns a write that fails, as on a full disk, into a TrainError, and gives the space back."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        raise TrainError(
+            f"cannot be written: {first_line(error)}", where=str(staging.parent), fix="make room, then use --resume"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says in one line; its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def load_checkpoint(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: dict[str, Any],
+    checkpoint: Path,
+    *,
+    is_forced: bool = False,
+) -> RunState:
+    """Restores weights, optimizer and random state; raises TrainError if the run's data or settings changed.
+
+    Forced, it goes on with the new ones and tells what changed. What has no meaning for them begins anew: the moments
+    of another optimizer, the memory of another balancer or with other tasks, and with other data the validations'.
+    """
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    document = orjson.loads((checkpoint / "state" / "run.json").read_bytes())
+    saved = document["fingerprint"]
+    changed = {name for name, value in fingerprint.items() if saved.get(name) != value}
+    if changed:
+        told = [
+            f"{name} is {value!r}, the checkpoint was made with {saved.get(name)!r}"
+            for name, value in fingerprint.items()
+            if name in changed
+        ]
+        if not is_forced or "method" in changed:
+            fix = "resume with the settings and the dataset of the first start, or train into another output"
+            fix += "" if "method" in changed else ", or use --force to go on with the new ones"
+            raise TrainError("; ".join(told), where=str(checkpoint), fix=fix)
+        if accelerator.is_main_process:
+            for line in told:
+                click.echo(f"--force: {line}", err=True)
+    own_state = checkpoint / "state" / f"random-{accelerator.process_index:04d}.pt"
+    try:
+        load_weights(accelerator.unwrap_model(model), checkpoint / "model")
+        if "optimizer" not in changed:
+            optimizer.load_state_dict(load_tensors(checkpoint / "state" / "optimizer.pt"))
+        if own_state.is_file():
+            restore_random_state(load_tensors(own_state))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise TrainError(
+            f"the checkpoint cannot be loaded: {first_line(error)}", where=str(checkpoint), fix="delete it"
+        ) from error
+    return RunState(
+        document["global_step"],
+        StreamPosition(**document["position"]),
+        None if changed & {"dataset", "balancer", "mixture", "repeats"} else document["balance"],
+        ValidationRecord() if "dataset" in changed else ValidationRecord(**document["validation"]),
+    )
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote, on the CPU."""
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Copies saved weights into a loaded model or adapter of the same shape."""
+    from safetensors.torch import load_file
+
+    if (directory / "adapter_config.json").is_file():
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
+        return
+    # transformers renames and splits some weights when it saves them (experts), so it has to read them itself.
+    dtype = next(model.parameters()).dtype
+    saved, found = type(model).from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    if found["missing_keys"]:
+        raise TrainError(
+            f'weight "{min(found["missing_keys"])}" is missing', where=str(directory), fix="delete this checkpoint"
+        )
+    model.load_state_dict(saved.state_dict())
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random number generator of this process."""
+    import torch
+
+    numpy_state = np.random.get_state()
+    version, python_words, gauss = random.getstate()
+    return {
+        "python": [version, list(python_words), gauss],
+        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts every random number generator of this process where `random_state` found it."""
+    import torch
+
+    version, python_words, gauss = state["python"]
+    random.setstate((version, tuple(python_words), gauss))
+    name, words, *rest = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Flushes all of `staging` to disk and renames it to `target`, replacing an older one."""
+    for path in [staging, *staging.rglob("*")]:
+        flush(path)
+    if target.exists():
+        shutil.rmtree(target)
+    staging.replace(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

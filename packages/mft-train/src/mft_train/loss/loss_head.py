@@ -1,0 +1,108 @@
+"""The objective and the token losses of a packed batch, from one forward pass of the model."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mft_train.loss.linear_cross_entropy import chunks, linear_cross_entropy
+from mft_train.rows.packed_batch import Row, pack_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+    from mft_train.loss.router_loss import RouterLoss
+    from mft_train.rows.packed_batch import PackedBatch
+
+
+class LossHead:
+    """Computes losses where the model would compute logits.
+
+    If the model's logits are its output projection's and nothing more, `linear_cross_entropy` takes the projection's
+    place for the pass and no logits are kept. Other models (a bias, scaled or soft-capped logits, an adapter on the
+    projection) give their logits at supervised positions, and the loss is taken from those.
+    """
+
+    def __init__(self, model: nn.Module, router: RouterLoss | None = None) -> None:
+        self.projection = plain_projection(model)
+        self.router = router
+
+    def __call__(self, model: nn.Module, batch: PackedBatch, coefficients: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """The sum of coefficient times token loss (0-d, differentiable), the token losses (P,), the model's output.
+
+        `coefficients` (P,) holds the weight of each supervised token. A batch without supervised tokens gives a zero
+        that is still connected to every parameter, so that no rank waits for a gradient.
+        """
+        keywords = batch.forward_keywords() | (self.router.forward_keywords() if self.router else {})
+        labels = batch.labels
+        is_empty = labels.numel() == 0
+        if is_empty:  # the one position that `forward_keywords` keeps, at no weight
+            labels, coefficients = labels.new_zeros(1), coefficients.new_zeros(1)
+        losses: list[Tensor] = []
+
+        def weighted(hidden: Tensor) -> Tensor:
+            objective, token_losses = linear_cross_entropy(hidden[0], self.projection.weight, labels, coefficients)
+            losses.append(token_losses)
+            return objective
+
+        if self.projection is None:
+            output = model(**keywords)
+            losses.append(token_losses_of(output.logits[0], labels))
+            objective = coefficients.to(losses[0].dtype) @ losses[0]
+        else:
+            with replaced_forward(self.projection, weighted):
+                output = model(**keywords)
+            objective = output.logits
+        return objective, losses[0].detach()[: 0 if is_empty else None], output
+
+
+def plain_projection(model: nn.Module) -> nn.Linear | None:
+    """The output projection, if a linear layer without bias whose output is what the model gives as logits; else None.
+
+    Found out by giving the model a known output of the projection, of values large enough to show any cap.
+    """
+    import torch
+    from torch import nn
+
+    projection = model.get_output_embeddings()
+    if type(projection) is not nn.Linear or projection.bias is not None:
+        return None
+    batch = pack_rows([Row(np.zeros(4, np.int64), np.ones(4, np.int64), np.array([4]), 0)]).to(projection.weight.device)
+    known = torch.linspace(-100, 100, 3 * projection.out_features, device=projection.weight.device)
+    known = known.view(1, 3, -1).to(projection.weight.dtype)
+    shapes = []
+
+    def answer(hidden: Tensor) -> Tensor:
+        shapes.append(hidden.shape)
+        return known
+
+    with replaced_forward(projection, answer), torch.no_grad():
+        logits = model(**batch.forward_keywords()).logits
+    is_plain = shapes == [(1, 3, projection.in_features)] and torch.equal(logits.float(), known.float())
+    return projection if is_plain else None
+
+
+def token_losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each label, in nats: (P,), in float32 or wider; `logits` is (P, vocabulary)."""
+    import torch
+    from torch.nn import functional as F
+
+    def widened(part: Tensor) -> Tensor:
+        return part if part.dtype == torch.float64 else part.float()
+
+    parts = chunks(*logits.shape)
+    return torch.cat([F.cross_entropy(widened(logits[part]), labels[part], reduction="none") for part in parts])
+
+
+@contextlib.contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context, calling `module` runs `forward`; its hooks still run."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward

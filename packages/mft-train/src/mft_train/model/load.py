@@ -1,0 +1,120 @@
+"""Loading the model to train, with its weights or as a shape without them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mft_train.errors import TrainError, is_out_of_memory
+from mft_train.model import segment_attention
+from mft_train.model.adapter import add_adapter
+from mft_train.model.lora_linear import fuse_adapters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+    from mft_train.config.config import RunConfig
+    from mft_train.rows.dataset_dir import DatasetDir
+
+
+def run_device() -> torch.device:
+    """The kind of device that a run on this machine uses."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(config: RunConfig, device: torch.device) -> str:
+    """The compute type's name; `auto` is float32 on a CPU, where bfloat16 is emulated, and bfloat16 elsewhere."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
+def resolve_attention(config: RunConfig, device: torch.device) -> str:
+    """The attention implementation's name; raises TrainError if flash-attn is asked for and cannot run."""
+    has_flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
+    if config.attention == "flash_attention_2" and not has_flash:
+        raise TrainError(
+            "attention flash_attention_2 needs a CUDA device and the flash-attn package",
+            fix="pip install mft-train[flash-attn], or set attention: segments",
+        )
+    if config.attention == "auto":
+        return "flash_attention_2" if has_flash else segment_attention.NAME
+    return config.attention
+
+
+def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> nn.Module:
+    """The model to train, in train mode on `device`; raises TrainError if it does not fit the dataset.
+
+    Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_model_dir(config.model)
+    segment_attention.register()
+    frozen_base = config.method == "lora"
+    dtype = getattr(torch, resolve_dtype(config, device)) if frozen_base else torch.float32
+    attention = resolve_attention(config, device)
+    with loading(config.model):
+        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, attn_implementation=attention)
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    if dataset.max_token_id >= num_embeddings:
+        raise TrainError(
+            f"the dataset has token ids up to {dataset.max_token_id}, the model has {num_embeddings} embeddings",
+            where=str(dataset.path),
+            fix="build the dataset with this model's tokenizer",
+        )
+    if config.gradient_checkpointing is True:  # `auto` is settled before, where the memory is known
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if frozen_base:
+        model = add_adapter(model, config)
+        fuse_adapters(model)
+    return model.to(device).train()
+
+
+def empty_model(config: RunConfig) -> nn.Module:
+    """The model to train, its adapter included, with shapes but without weights; raises TrainError."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_model_dir(config.model)
+    with loading(config.model):
+        shape = AutoConfig.from_pretrained(config.model)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape)
+    if config.method == "full":
+        return model
+    with torch.device("meta"):
+        return add_adapter(model, config)
+
+
+@contextlib.contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Turns what transformers raises for a model that it cannot load into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if re.search("does not support .*attention", reason, re.IGNORECASE):
+            raise TrainError(f'model "{model}" does not support this attention', fix="set attention: eager") from error
+        raise TrainError(f'model "{model}" cannot be loaded: {reason}') from error
+
+
+def check_model_dir(model: str) -> None:
+    """Raises TrainError for a local path that is not a model; other names are left to the hub."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise TrainError(f'model "{model}" has no config.json', fix="give a Hugging Face model directory")
+    elif path.is_absolute() or model.startswith(".") or model.count("/") > 1 or model.endswith("/") or path.exists():
+        raise TrainError(f'model "{model}" is not a directory', fix="give a Hugging Face model directory or hub id")

@@ -1,0 +1,151 @@
+"""The memory that a run will need on each device, the memory that is free, and whether activations are recomputed."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mft_train.loss.linear_cross_entropy import chunks
+from mft_train.model.load import empty_model, resolve_dtype
+from mft_train.optimization.optimizer import state_bytes
+from mft_train.rows.mixture import task_shares
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from torch import nn
+
+    from mft_train.config.config import RunConfig
+    from mft_train.rows.dataset_dir import DatasetDir, Task
+
+TRAINED_BYTES = 4  # weights that are trained and their gradients are float32
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# Share of the free memory that a run may be planned to fill: allocators lose some to fragments.
+USABLE_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on each device, by what holds them; `logits` and `activations` are estimates for a full micro batch."""
+
+    weights: int
+    gradients: int
+    gradient_buckets: int
+    optimizer: int
+    logits: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return sum(asdict(self).values())
+
+
+def count_trained(model: nn.Module) -> int:
+    """Numbers that the optimizer changes; a tied weight counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def mean_row(tasks: Sequence[Task], config: RunConfig) -> tuple[float, float]:
+    """Mean tokens and supervised tokens of a training row as the run draws them."""
+    pairs = list(zip(task_shares(tasks, config), tasks, strict=True))
+    tokens = sum(share * task.train_tokens / task.train_rows for share, task in pairs)
+    supervised = sum(share * task.train_supervised_tokens / task.train_rows for share, task in pairs)
+    return tokens, supervised
+
+
+def estimate_memory(config: RunConfig, dataset: DatasetDir, model: nn.Module, dtype: str, num_processes: int) -> Memory:
+    """The memory of one device. A micro batch has full rows, supervised as they are on average.
+
+    `config.gradient_checkpointing` is settled; moments that are paged count as if they stayed on the device.
+    """
+    trained = count_trained(model)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    compute_bytes = DTYPE_BYTES[dtype]
+    tokens = config.micro_batch_size * dataset.seq_length
+    mean_tokens, mean_supervised = mean_row(dataset.trained_tasks, config)
+    supervised = math.ceil(tokens * mean_supervised / mean_tokens)
+    per_token = activations_per_token(model, is_recomputed=config.gradient_checkpointing is True)
+    # Autocast keeps a copy of each trained weight for the backward pass.
+    copies = trained if dtype != "float32" else 0
+    return Memory(
+        weights=frozen * compute_bytes + trained * TRAINED_BYTES,
+        gradients=trained * TRAINED_BYTES,
+        gradient_buckets=trained * TRAINED_BYTES if num_processes > 1 else 0,
+        optimizer=state_bytes(model, config),
+        logits=logits_bytes(model, supervised, compute_bytes),
+        activations=(tokens * per_token + copies) * compute_bytes,
+    )
+
+
+def logits_bytes(model: nn.Module, supervised: int, compute_bytes: int) -> int:
+    """Memory of a loss over `supervised` positions: one chunk of logits at a time, and the gradients that are kept.
+
+    For a model whose logits are its output projection's and nothing more; others keep all their logits.
+    """
+    weight = model.get_output_embeddings().weight
+    vocabulary, width = weight.shape
+    chunk = min(supervised, next(chunks(supervised, vocabulary)).stop)
+    # Logits in float32, which become their own gradient, and that in the compute type.
+    chunk_bytes = chunk * vocabulary * (4 + (compute_bytes if compute_bytes < 4 else 0))
+    return chunk_bytes + supervised * width * compute_bytes + (weight.numel() * TRAINED_BYTES * weight.requires_grad)
+
+
+def activations_per_token(model: nn.Module, *, is_recomputed: bool) -> int:
+    """Numbers kept for the backward pass for each token: an estimate from the shape of a gated decoder layer.
+
+    A layer keeps about 8 vectors of the hidden size, 2 of keys and values and 4 of the feed-forward size, and 3 of the
+    hidden size for every expert that a token goes to; recomputing keeps each layer's input and one whole layer.
+    """
+    shape = model.config.get_text_config()
+    hidden, layers = shape.hidden_size, shape.num_hidden_layers
+    heads = getattr(shape, "num_attention_heads", None) or 1
+    head = getattr(shape, "head_dim", None) or hidden // heads
+    keys = head * (getattr(shape, "num_key_value_heads", None) or heads)
+    wide = getattr(shape, "intermediate_size", None) or 4 * hidden
+    routed = 0
+    if experts := getattr(shape, "num_experts_per_tok", None):
+        routed = 3 * experts * hidden
+        wide = experts * (getattr(shape, "moe_intermediate_size", None) or wide)
+        wide += getattr(shape, "shared_expert_intermediate_size", None) or 0
+    layer = 8 * hidden + 2 * keys + 4 * wide + routed
+    return layers * hidden + layer if is_recomputed else layers * layer
+
+
+def settle_checkpointing(
+    config: RunConfig, dataset: DatasetDir, device: torch.device, num_processes: int, free: int, *, is_talking: bool
+) -> RunConfig:
+    """The config with `gradient_checkpointing` true or false.
+
+    `auto` becomes true if the run would not fit without it into `free` bytes on each device, and stderr says so.
+    """
+    if config.gradient_checkpointing != "auto":
+        return config
+    plain, recomputed = (config.model_copy(update={"gradient_checkpointing": value}) for value in (False, True))
+    memory = estimate_memory(plain, dataset, empty_model(config), resolve_dtype(config, device), num_processes)
+    needs_it = memory.total > USABLE_SHARE * free
+    if is_talking:
+        answer = f"gradient checkpointing is {'on' if needs_it else 'off'}"
+        click.echo(f"{answer}: {readable(memory.total)} estimated without it, {readable(free)} free", err=True)
+    return recomputed if needs_it else plain
+
+
+def free_bytes(device: torch.device, local_processes: int) -> int:
+    """Bytes free for one of `local_processes` ranks on this machine: of its own GPU, or its share of the RAM."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    (available,) = re.findall(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(available) * 1024 // local_processes
+
+
+def readable(size: int) -> str:
+    """A number of bytes in MiB, from 1,024 of them on in GiB."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.2f} MiB"

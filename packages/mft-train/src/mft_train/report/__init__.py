@@ -1,0 +1,4 @@
+"""The report about a finished or running run, read from its directory alone: tables, curves, one HTML page.
+
+No torch here.
+"""

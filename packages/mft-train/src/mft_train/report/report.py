@@ -1,0 +1,47 @@
+"""The report on a run, from its files alone: a table for the terminal, or one page that stands by itself."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from mft_train.errors import TrainError
+from mft_train.report.page import page
+from mft_train.report.provenance import read_manifest, read_run_config
+from mft_train.report.run_log import read_run_log
+from mft_train.report.task_figures import figures_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def text_report(run_dir: Path) -> str:
+    """The figures of a run as a plain-text table; raises TrainError."""
+    return figures_table(read_run_log(run_dir))
+
+
+def html_report(run_dir: Path) -> bytes:
+    """The page about a run, in UTF-8; raises TrainError."""
+    log = read_run_log(run_dir)
+    config = read_run_config(run_dir)
+    name = os.fsencode(run_dir.resolve().name).decode(errors="replace")
+    return page(name, log, config, read_manifest(str(config.get("dataset", "")))).encode()
+
+
+def write_report(content: bytes, path: Path, *, is_overwrite: bool) -> None:
+    """Writes a report: whole or not at all; raises TrainError."""
+    if path.is_dir():
+        raise TrainError(f'"{path}" is a folder', fix="name a file")
+    if path.exists() and not is_overwrite:
+        raise TrainError(f'"{path}" exists', fix="use --overwrite or another name")
+    if not path.parent.is_dir():
+        raise TrainError(f'there is no folder "{path.parent}" for "{path.name}"', fix="make it first")
+    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with staging.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""Reader of the dataset directory: its manifest and its validation rows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from mft_train.errors import TrainError
+from mft_train.rows.packed_batch import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of the dataset; `task_id` is its position in the manifest's list."""
+
+    name: str
+    task_id: int
+    train_rows: int
+    train_tokens: int
+    train_supervised_tokens: int
+    validation_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetDir:
+    """What training needs to know of a dataset directory."""
+
+    path: Path
+    seq_length: int
+    tasks: tuple[Task, ...]
+    max_token_id: int
+    is_packed: bool  # whether some row holds more than one conversation
+    manifest_sha256: str
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Tokenizer files and chat template, which travel with the model."""
+        return self.path / "tokenizer"
+
+    @property
+    def trained_tasks(self) -> list[Task]:
+        """The tasks with training rows, in task order."""
+        return [task for task in self.tasks if task.train_rows]
+
+    def split_dir(self, split: str, task: Task) -> Path:
+        """The MDS stream of one task in `train` or `validation`."""
+        return self.path / split / task.name
+
+
+def open_dataset(location: str) -> DatasetDir:
+    """Reads and checks the manifest of a complete dataset directory; raises TrainError."""
+    path = Path(location)
+    manifest_path = path / "manifest.json"
+    if not path.is_dir():
+        raise TrainError(f'dataset "{location}" is not a directory', fix="make one with `mft-data build`")
+    try:
+        content = manifest_path.read_bytes()
+        manifest = orjson.loads(content)
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise TrainError(
+                f"format_version {manifest['format_version']} is not {FORMAT_VERSION}",
+                where=str(manifest_path),
+                fix="use the mft-train that matches this mft-data",
+            )
+        return DatasetDir(
+            path=path,
+            seq_length=manifest["seq_length"],
+            tasks=tuple(read_task(entry) for entry in manifest["tasks"]),
+            max_token_id=manifest["max_token_id"],
+            is_packed=any(
+                split["conversations"] > split["rows"]
+                for entry in manifest["tasks"]
+                for split in entry["splits"].values()
+            ),
+            manifest_sha256=hashlib.sha256(content).hexdigest(),
+        )
+    except FileNotFoundError as error:
+        raise TrainError("the dataset has no manifest.json", where=str(path), fix="let `mft-data build` end") from error
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise TrainError(
+            "the manifest cannot be read", where=str(manifest_path), fix="build the dataset anew"
+        ) from error
+
+
+def read_task(entry: dict[str, Any]) -> Task:
+    """The Task of a manifest entry."""
+    train, validation = entry["splits"]["train"], entry["splits"]["validation"]
+    return Task(
+        name=entry["name"],
+        task_id=entry["task_id"],
+        train_rows=train["rows"],
+        train_tokens=train["tokens"],
+        train_supervised_tokens=train["supervised_tokens"],
+        validation_rows=validation["rows"],
+    )
+
+
+def to_row(sample: dict[str, Any]) -> Row:
+    """The Row of one MDS sample."""
+    return Row(sample["input_ids"], sample["loss_mask"], sample["segment_lengths"], int(sample["task_id"]))
+
+
+def validation_rows(dataset: DatasetDir, rank: int, world_size: int) -> Iterator[Row]:
+    """This rank's validation rows: over all ranks every row exactly once."""
+    from streaming import LocalDataset
+
+    position = 0
+    for task in dataset.tasks:
+        if task.validation_rows == 0:
+            continue
+        rows = LocalDataset(local=str(dataset.split_dir("validation", task)))
+        for index in range(len(rows)):
+            if position % world_size == rank:
+                yield to_row(rows[index])
+            position += 1

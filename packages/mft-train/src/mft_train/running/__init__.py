@@ -1,0 +1,1 @@
+"""The run itself: starting its processes, its loop and steps, its validations, its ends."""

@@ -1,0 +1,183 @@
+"""The training loop of one rank: steps, validations and checkpoints, with an event for each."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mft_train.checkpoint import checkpoint
+from mft_train.checkpoint.checkpoint import RunState
+from mft_train.checkpoint.checkpoint_list import retain
+from mft_train.optimization.schedule import learning_rate_at
+from mft_train.running.not_finite import not_finite
+from mft_train.running.train_step import StepResult, accumulate_gradients
+from mft_train.running.validation import validate
+from mft_train.tracking.peak_memory import peak_memory_bytes
+from mft_train.tracking.perplexity import perplexity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+
+    from mft_train.balancing.balance import TaskBalance
+    from mft_train.checkpoint.validation_record import ValidationRecord
+    from mft_train.config.config import RunConfig
+    from mft_train.loss.loss_head import LossHead
+    from mft_train.rows.dataset_dir import DatasetDir
+    from mft_train.rows.row_stream import RowStream, StepRows
+    from mft_train.running.interrupts import Interrupts
+    from mft_train.tracking.metrics import MetricsWriter
+
+
+def fingerprint(config: RunConfig, dataset: DatasetDir) -> dict[str, Any]:
+    """What must not change between a checkpoint and its resume."""
+    names = ("method", "global_batch_size", "mixture", "repeats", "seed", "optimizer")
+    values = {name: getattr(config, name) for name in names}
+    return {"dataset": dataset.manifest_sha256, **values, "balancer": config.loss.balancer}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The parts of a run that stay the same from its first step to its last."""
+
+    config: RunConfig
+    dataset: DatasetDir
+    accelerator: Accelerator
+    model: nn.Module
+    loss_head: LossHead
+    optimizer: torch.optim.Optimizer
+    stream: RowStream
+    balance: TaskBalance
+    num_steps: int
+    run_dir: Path
+
+    def loop(self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts) -> int | None:
+        """Optimizer steps from `state` to the last, with validation, checkpoints and their events.
+
+        Ends early if validations have stalled, or after a checkpoint if a signal has come; returns that signal.
+        """
+        config = self.config
+        if state.global_step == 0:
+            state = replace(state, validation=self.validate(metrics, state.validation, 0)[0])
+        steps = self.stream.steps(state.position)
+        tokens, seconds = 0, 0.0
+        while state.global_step < self.num_steps and not state.validation.is_stalled(config.early_stopping_patience):
+            global_step = state.global_step + 1
+            started = time.perf_counter()
+            step_rows = next(steps)
+            learning_rate = learning_rate_at(state.global_step, self.num_steps, config)
+            self.balance.update(self.accelerator, self.model, self.loss_head, global_step)
+            result = self.step(step_rows, learning_rate, global_step)
+            tokens, seconds = tokens + result.tokens, seconds + time.perf_counter() - started
+            is_last = global_step == self.num_steps
+            if is_last or global_step % config.log_interval == 0:
+                self.write_train_event(metrics, global_step, learning_rate, result, tokens / seconds)
+                tokens, seconds = 0, 0.0
+            record, loss = state.validation, None
+            if is_last or is_due(global_step, config.validation_interval):
+                record, loss = self.validate(metrics, record, global_step)
+            state = RunState(global_step, step_rows.next_position, self.balance.to_json(), record)
+            interrupt = interrupts.agreed(self.accelerator)
+            if interrupt or is_due(global_step, config.checkpoint_interval):
+                state = self.save_checkpoint(metrics, state, loss)
+            if interrupt:
+                metrics.write("interrupt", global_step=global_step, signal=signal.Signals(interrupt).name)
+                return interrupt
+        if state.global_step < self.num_steps:
+            best = {"best_step": state.validation.best_step, "best_loss": state.validation.best_loss}
+            metrics.write("early_stop", global_step=state.global_step, **best)
+        metrics.write("end", global_step=state.global_step)
+        return None
+
+    def step(self, step_rows: StepRows, learning_rate: float, global_step: int) -> StepResult:
+        """One optimizer step; raises TrainError before it if the loss or the gradient is not finite."""
+        result = accumulate_gradients(
+            self.accelerator,
+            self.model,
+            self.loss_head,
+            step_rows.rows,
+            micro_batch_size=self.config.micro_batch_size,
+            reduction=self.config.loss.reduction,
+            task_weights=self.balance.weights(self.accelerator),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        if not result.is_finite:
+            raise not_finite(self.accelerator, self.model, self.dataset, step_rows, result, global_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return result
+
+    def validate(
+        self, metrics: MetricsWriter, record: ValidationRecord, global_step: int
+    ) -> tuple[ValidationRecord, float | None]:
+        """Writes the validation event of this step: task losses, their plain mean, perplexities; nothing without rows.
+
+        Returns the record with it, and the mean.
+        """
+        losses = validate(self.accelerator, self.model, self.loss_head, self.dataset)
+        if not losses:
+            return record, None
+        loss = sum(losses.values()) / len(losses)
+        metrics.write(
+            "validation",
+            global_step=global_step,
+            loss=loss,
+            task_losses=losses,
+            perplexity=perplexity(loss),
+            task_perplexities={task: perplexity(value) for task, value in losses.items()},
+        )
+        return record.after_validation(loss, global_step), loss
+
+    def write_train_event(
+        self, metrics: MetricsWriter, global_step: int, learning_rate: float, result: StepResult, rate: float
+    ) -> None:
+        """Writes the train event of this step."""
+        names = [task.name for task in self.dataset.tasks]
+        losses = {name: loss for name, loss in zip(names, result.task_losses, strict=True) if loss is not None}
+        metrics.write(
+            "train",
+            global_step=global_step,
+            loss=result.loss,
+            **({"router_loss": result.router_loss} if self.loss_head.router else {}),
+            task_losses=losses,
+            task_weights={task.name: self.balance.task_weights[task.task_id] for task in self.dataset.trained_tasks},
+            learning_rate=learning_rate,
+            grad_norm=result.grad_norm,
+            supervised_tokens=result.supervised_tokens,
+            tokens=result.tokens,
+            tokens_per_second=round(rate, 1),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def save_checkpoint(self, metrics: MetricsWriter, state: RunState, loss: float | None) -> RunState:
+        """Writes the checkpoint of this step and its event, then lets go of old ones; the state that was saved.
+
+        `loss` is the validation loss of this step, None without one.
+        """
+        state = replace(state, validation=state.validation.after_checkpoint(loss, state.global_step))
+        target = checkpoint.step_dir(self.run_dir, state.global_step)
+        checkpoint.save_checkpoint(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            state,
+            fingerprint(self.config, self.dataset),
+            self.dataset.tokenizer_dir,
+            target,
+        )
+        if self.accelerator.is_main_process:
+            retain(self.run_dir, state.validation, state.global_step, self.config.keep_last)
+        metrics.write("checkpoint", global_step=state.global_step, path=f"checkpoints/{target.name}")
+        return state
+
+
+def is_due(global_step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps happens after this one; never for 0."""
+    return interval > 0 and global_step % interval == 0

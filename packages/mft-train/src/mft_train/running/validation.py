@@ -1,0 +1,21 @@
+"""A validation: the loss of every task over each of its validation rows once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mft_train.loss.task_losses import task_losses
+from mft_train.rows.dataset_dir import DatasetDir, validation_rows
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from mft_train.loss.loss_head import LossHead
+
+
+def validate(accelerator: Accelerator, model: nn.Module, loss_head: LossHead, dataset: DatasetDir) -> dict[str, float]:
+    """Mean token loss in nats of every task with validation tokens, in task order, over each row exactly once."""
+    rows = validation_rows(dataset, accelerator.process_index, accelerator.num_processes)
+    losses = task_losses(accelerator, model, loss_head, rows, len(dataset.tasks))
+    return {task.name: loss for task, loss in zip(dataset.tasks, losses, strict=True) if loss is not None}

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mft_train.checkpoint.checkpoint_list import latest_checkpoint, retain
+from mft_train.checkpoint.validation_record import ValidationRecord
+from mft_train.errors import TrainError
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory with whole checkpoints after 1 to 5 steps."""
+    for step in range(1, 6):
+        state = tmp_path / "checkpoints" / f"step-{step:08d}" / "state"
+        state.mkdir(parents=True)
+        (state / "optimizer.pt").write_bytes(b"12345")
+        (state / "run.json").write_text(json.dumps({"format_version": "1", "files": {"state/optimizer.pt": 5}}))
+    return tmp_path
+
+
+def steps(run_dir):
+    return [int(path.name[-8:]) for path in sorted((run_dir / "checkpoints").glob("step-*"))]
+
+
+def best(run_dir):
+    return json.loads((run_dir / "checkpoints" / "best.json").read_text())
+
+
+def test_the_latest_whole_checkpoint_is_found_and_damage_is_named(run_dir):
+    checkpoints = run_dir / "checkpoints"
+    (checkpoints / ".step-00000006.partial").mkdir()
+    assert latest_checkpoint(run_dir) == (checkpoints / "step-00000005", [])
+    (checkpoints / "step-00000005" / "state" / "optimizer.pt").write_bytes(b"123")
+    (checkpoints / "step-00000004" / "state" / "optimizer.pt").unlink()
+    (checkpoints / "step-00000003" / "state" / "run.json").write_text("[1]")
+    found, damaged = latest_checkpoint(run_dir)
+    assert found == checkpoints / "step-00000002"
+    assert [reason for _, reason in damaged] == [
+        "state/optimizer.pt has 3 bytes, 5 were written",
+        "state/optimizer.pt is missing",
+        "state/run.json is damaged",
+    ]
+
+
+def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(run_dir, tmp_path_factory):
+    assert latest_checkpoint(tmp_path_factory.mktemp("empty")) == (None, [])
+    for path in (run_dir / "checkpoints").glob("*/state/run.json"):
+        path.unlink()
+    with pytest.raises(TrainError, match=r"no checkpoint is whole: state/run\.json is missing"):
+        latest_checkpoint(run_dir)
+
+
+def test_the_best_is_named_and_never_deleted(run_dir):
+    record = ValidationRecord(checkpoint_loss=0.5, checkpoint_step=1)
+    retain(run_dir, record, 5, keep_last=2)
+    assert steps(run_dir) == [1, 4, 5]
+    assert best(run_dir) == {"format_version": "1", "checkpoint": "step-00000001", "global_step": 1, "loss": 0.5}
+    retain(run_dir, ValidationRecord(checkpoint_loss=0.4, checkpoint_step=5), 5, keep_last=1)
+    assert steps(run_dir) == [5]
+    assert best(run_dir)["global_step"] == 5
+
+
+def test_without_a_validated_checkpoint_there_is_no_best(run_dir):
+    retain(run_dir, ValidationRecord(checkpoint_loss=0.5, checkpoint_step=1), 5, keep_last=0)
+    retain(run_dir, ValidationRecord(), 5, keep_last=0)
+    assert steps(run_dir) == [1, 2, 3, 4, 5]
+    assert not (run_dir / "checkpoints" / "best.json").exists()
+
+
+def test_checkpoints_from_before_a_resume_do_not_count(run_dir):
+    retain(run_dir, ValidationRecord(), 3, keep_last=1)
+    assert steps(run_dir) == [3, 4, 5]
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=16), max_size=20), st.integers(1, 4))
+def test_the_record_is_the_best_finite_loss_and_the_count_since(losses, patience):
+    record = ValidationRecord()
+    for step, loss in enumerate(losses):
+        record = record.after_validation(loss, step)
+    finite = [loss for loss in losses if loss - loss == 0]
+    assert record.best_loss == (min(finite) if finite else None)
+    since = len(losses) - 1 - losses.index(min(finite)) if finite else len(losses)
+    assert record.num_worse == since
+    assert record.is_stalled(patience) == (since >= patience)
+    assert not record.is_stalled(0)
+
+
+def test_only_a_validated_checkpoint_can_be_the_best():
+    record = ValidationRecord().after_checkpoint(None, 1)
+    assert record.checkpoint_step is None
+    record = record.after_checkpoint(2.0, 2).after_checkpoint(3.0, 3).after_checkpoint(None, 4)
+    assert (record.checkpoint_step, record.checkpoint_loss) == (2, 2.0)

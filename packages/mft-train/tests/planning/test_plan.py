@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from mft_train.cli import main
+from mft_train.config.config import RunConfig
+from mft_train.loss.linear_cross_entropy import linear_cross_entropy
+from mft_train.model.load import empty_model, load_model
+from mft_train.planning.memory import estimate_memory, logits_bytes
+from mft_train.rows.dataset_dir import open_dataset
+from mft_train.rows.packed_batch import Row, pack_rows
+from mft_train.rows.row_stream import RowStream
+
+
+@pytest.fixture
+def run_config(tiny_model, tiny_dataset, tmp_path):
+    def run_config(**settings):
+        values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
+        return values | {"max_steps": 10, "global_batch_size": 4} | settings
+
+    return run_config
+
+
+@pytest.fixture
+def plan(run_config, tmp_path):
+    def plan(*options, **settings):
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(run_config(**settings)))
+        result = CliRunner().invoke(main, ["plan", str(path), *options])
+        assert result.exit_code == 0, result.stderr
+        assert not (tmp_path / "run").exists()
+        return result.stdout
+
+    return plan
+
+
+@pytest.mark.parametrize(("method", "is_tied"), [("lora", False), ("full", False), ("lora", True), ("full", True)])
+def test_parameters_are_those_of_the_real_model(plan, run_config, tiny_dataset, tmp_path, make_model, method, is_tied):
+    settings = {"method": method, "model": str(make_model(tmp_path / "model", tie_word_embeddings=is_tied))}
+    document = json.loads(plan("--json", **settings))
+    real = load_model(RunConfig(**run_config(**settings)), open_dataset(str(tiny_dataset)), torch.device("cpu"))
+    sizes = [parameter.numel() for parameter in real.parameters()]
+    trained = [parameter.numel() for parameter in real.parameters() if parameter.requires_grad]
+    assert document["parameters"] == sum(sizes)
+    assert document["trainable_parameters"] == sum(trained)
+    memory = document["memory"]
+    assert memory["weights_bytes"] == sum(p.numel() * p.element_size() for p in real.parameters())
+    assert (memory["gradients_bytes"], memory["optimizer_bytes"]) == (4 * sum(trained), 8 * sum(trained))
+    assert memory["total_bytes"] == sum(value for name, value in memory.items() if name != "total_bytes")
+
+
+def test_8bit_moments_take_less(plan):
+    settings = {"lora": {"rank": 128}}
+    plain, small = (
+        json.loads(plan("--json", optimizer=optimizer, **settings))["memory"] for optimizer in ("adamw", "adamw_8bit")
+    )
+    assert small["optimizer_bytes"] < plain["optimizer_bytes"]
+    same = {name for name in plain if plain[name] == small[name]}
+    assert same == set(plain) - {"optimizer_bytes", "total_bytes"}
+
+
+def kept_bytes(function, weights):
+    """Bytes of all tensors that torch keeps for the backward pass of `function`, beside `weights`."""
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(size for size, _ in kept.values())
+
+
+def write_model(path, kind):
+    """A random model, wide and short as real models are: everything that does not grow with the layers is small."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2MoeConfig
+
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 48}
+    kinds = {
+        "dense": LlamaConfig(**shape),
+        "experts": Qwen2MoeConfig(**shape, **experts, shared_expert_intermediate_size=96),
+    }
+    AutoModelForCausalLM.from_config(kinds[kind]).save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("dense", "float32"), ("dense", "bfloat16"), ("experts", "float32")])
+def test_activations_are_within_a_third_of_what_torch_keeps(run_config, tiny_dataset, tmp_path, kind, dtype):
+    config = RunConfig(**run_config(method="full", model=write_model(tmp_path / "wide", kind)))
+    dataset = open_dataset(str(tiny_dataset))
+    model = load_model(config, dataset, torch.device("cpu"))
+    length = dataset.seq_length
+    batch = pack_rows([Row(np.arange(length), np.arange(length) == length - 1, np.array([length]), 0)])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        measured = kept_bytes(lambda: model(**batch.forward_keywords()).logits.sum(), model.parameters())
+    estimate = estimate_memory(config, dataset, empty_model(config), dtype, 1).activations
+    assert measured / 1.33 < estimate < measured * 1.33
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_the_loss_keeps_two_gradients_and_a_chunk_of_logits(is_trained):
+    model = torch.nn.Module()
+    model.projection = torch.nn.Linear(16, 50_000, bias=False).requires_grad_(is_trained)
+    model.get_output_embeddings = lambda: model.projection
+    hidden = torch.zeros(700, 16, requires_grad=True)
+    labels, coefficients = torch.zeros(700, dtype=torch.int64), torch.zeros(700)
+    kept = kept_bytes(
+        lambda: linear_cross_entropy(hidden, model.projection.weight, labels, coefficients), model.parameters()
+    )
+    # 64 MiB of float32 logits are 335 positions.
+    assert logits_bytes(model, 700, 4) == kept + 335 * 50_000 * 4
+    assert logits_bytes(model, 700, 4) < 700 * 50_000 * 4
+
+
+@pytest.mark.parametrize("mixture", [{}, {"large": 0.25, "small": 0.75}])
+def test_rows_steps_and_tokens_are_those_of_the_stream(plan, tiny_dataset, mixture, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    document = json.loads(plan("--json", max_steps=None, epochs=3, mixture=mixture))
+    dataset = open_dataset(str(tiny_dataset))
+    stream = RowStream(dataset, mixture, 4, 0, 0, 1)
+    assert (document["rows"], document["steps_per_epoch"]) == (stream.epoch_size, stream.steps_per_epoch)
+    assert document["steps"] == 3 * stream.steps_per_epoch
+    if not mixture:
+        assert document["tokens_per_step"] == round(4 * sum(task.train_tokens for task in dataset.tasks) / 29)
+    else:
+        large, small = (task.train_tokens / task.train_rows for task in dataset.tasks)
+        assert document["tokens_per_step"] == round(4 * (0.25 * large + 0.75 * small))
+
+
+def test_the_table_says_what_is_an_estimate(plan):
+    lines = plan("--processes", "2").splitlines()
+    assert lines[2].split() == ["training", "rows", "29"]
+    estimates = [line.split("  ")[0] for line in lines if line.endswith("(estimate)")]
+    assert estimates == ["memory, logits", "memory, activations", "memory, total"]
+    assert any(line.startswith("memory, gradient buckets") for line in lines)
+
+
+def test_a_plan_makes_the_checks_of_a_run(run_config, tmp_path):
+    path = tmp_path / "run.yaml"
+    for settings, message in (
+        ({"model": "nowhere-at-all"}, 'model "nowhere-at-all" cannot be loaded'),
+        ({"global_batch_size": 3, "micro_batch_size": 2}, "set it to 4"),
+        ({"lora": {"target_modules": ["nothing"]}}, "no adapter can be made"),
+    ):
+        path.write_text(yaml.safe_dump(run_config(**settings)))
+        result = CliRunner().invoke(main, ["plan", str(path)])
+        assert result.exit_code == 1
+        assert message in result.stderr

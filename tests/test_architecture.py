@@ -57,6 +57,7 @@ ORDER = {
         "loss",
         "optimization",
         "balancing",
+        "engine",
         "checkpoint",
         ("planning", "tracking"),
         "report",

@@ -141,3 +141,13 @@ def make_dataset():
 @pytest.fixture(scope="session")
 def make_model():
     return write_tiny_model
+
+
+@pytest.fixture
+def other_precision():
+    """Lets runs in this process compute in types of their own: accelerate keeps the first for all."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

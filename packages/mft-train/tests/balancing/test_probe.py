@@ -23,6 +23,7 @@ def test_ranks_share_one_draw(tiny_dataset, world_size):
     dataset = open_dataset(str(tiny_dataset))
     probe = Probe(dataset, dataset.trained_tasks, 3, seed=0)
     whole = [row.input_ids.tobytes() for row in probe.rows(7, 0, 1)]
-    parts = [row.input_ids.tobytes() for rank in range(world_size) for row in probe.rows(7, rank, world_size)]
-    assert sorted(parts) == sorted(whole)
+    ranks = [probe.rows(7, rank, world_size) for rank in range(world_size)]
+    assert sorted(row.input_ids.tobytes() for rows in ranks for row in rows if row.loss_mask.any()) == sorted(whole)
+    assert len({len(rows) for rows in ranks}) == 1, "every rank makes as many forward passes"
     assert [row.task_id for row in probe.rows(7, 0, 1)] == [0, 0, 0, 1, 1]

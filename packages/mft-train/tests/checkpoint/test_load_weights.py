@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from mft_train.checkpoint.checkpoint import load_weights
 from mft_train.config.config import RunConfig
 from mft_train.errors import TrainError
+from mft_train.model.compute import settle_compute
 from mft_train.model.load import load_model
 from mft_train.rows.dataset_dir import open_dataset
 
@@ -14,20 +14,19 @@ def test_a_full_model_takes_saved_weights_and_misses_none(make_model, tiny_datas
 
     base = make_model(tmp_path / "base", tie_word_embeddings=is_tied)
     values = {"model": str(base), "dataset": str(tiny_dataset), "output": "o", "max_steps": 1, "method": "full"}
-    model = load_model(RunConfig(**values), open_dataset(str(tiny_dataset)), torch.device("cpu"))
+    config, dataset = RunConfig(**values), open_dataset(str(tiny_dataset))
+    compute = settle_compute(config, torch.device("cpu"))
+    model = load_model(config, compute, dataset)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
     changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.save_pretrained(tmp_path / "saved")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    load_weights(model, tmp_path / "saved")
+    model = load_model(config, compute, dataset, tmp_path / "saved")
     assert all(torch.equal(tensor, changed[name]) for name, tensor in model.state_dict().items())
     (shard,) = (tmp_path / "saved").glob("*.safetensors")
     weights = load_file(shard)
     del weights["model.norm.weight"]
     save_file(weights, shard, metadata={"format": "pt"})
     with pytest.raises(TrainError, match=r'weight "model\.norm\.weight" is missing'):
-        load_weights(model, tmp_path / "saved")
+        load_model(config, compute, dataset, tmp_path / "saved")

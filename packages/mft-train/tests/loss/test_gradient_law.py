@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mft_train.engine.plain import PlainEngine
 from mft_train.loss.loss_head import LossHead
 from mft_train.model import segment_attention
 from mft_train.rows.packed_batch import Row
@@ -43,7 +44,7 @@ def rows(make_row):
 def gradient(accelerator, model, rows, micro_batch_size, reduction):
     model.zero_grad()
     result = accumulate_gradients(
-        accelerator,
+        PlainEngine(accelerator),
         model,
         LossHead(model),
         rows,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mft_train.cli import main
 from mft_train.config.config import RunConfig
 from mft_train.errors import TrainError
+from mft_train.model.compute import settle_compute
 from mft_train.model.isolation import check_isolation
 from mft_train.model.load import load_model
 from mft_train.rows.dataset_dir import open_dataset
@@ -80,7 +81,8 @@ def logits_and_gradients(model):
 @pytest.mark.parametrize(("attention", "tolerance"), [("eager", 1e-5), ("sdpa", 1e-11)])
 def test_every_attention_has_the_logits_and_gradients_of_segments(config, tiny_dataset, attention, tolerance):
     dataset = open_dataset(str(tiny_dataset))
-    models = [load_model(config(attention=name), dataset, CPU).double() for name in ("segments", attention)]
+    configs = [config(attention=name) for name in ("segments", attention)]
+    models = [load_model(each, settle_compute(each, CPU), dataset).double() for each in configs]
     (logits, gradients), (other_logits, other_gradients) = map(logits_and_gradients, models)
     for one, other in zip([logits, *gradients.values()], [other_logits, *other_gradients.values()], strict=True):
         assert (one - other).abs().max() <= tolerance * one.abs().max()
@@ -130,7 +132,8 @@ def test_a_model_that_cannot_tell_conversations_apart_trains_on_rows_of_one(laun
 
 
 def test_isolation_is_measured_not_believed(config, tiny_dataset):
-    model = load_model(config(attention="sdpa"), open_dataset(str(tiny_dataset)), CPU)
+    chosen = config(attention="sdpa")
+    model = load_model(chosen, settle_compute(chosen, CPU), open_dataset(str(tiny_dataset)))
     check_isolation(model, "float32")
     # An attention that takes the whole row for one conversation, as a 2-D mask of ones would make it.
     for layer in model.model.layers:

@@ -11,6 +11,7 @@ from mft_train.cli import main
 from mft_train.config.config import RunConfig
 from mft_train.errors import TrainError
 from mft_train.model.compiled_layers import check_compile, compile_layers
+from mft_train.model.compute import settle_compute
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(
@@ -49,13 +50,17 @@ def test_compiled_layers_train_the_same_curve_and_leave_the_same_names(make_mode
         assert torch.allclose(weights[1][name], weight, atol=1e-3), name
 
 
+def check(config):
+    check_compile(config, settle_compute(config, CPU))
+
+
 @needs_compiler
 def test_layers_that_would_not_be_compiled_are_refused():
-    check_compile(config(compile=True), CPU)
-    check_compile(config(compile=True, gradient_checkpointing=True, attention="sdpa"), CPU)
-    check_compile(config(gradient_checkpointing=True), CPU)
+    check(config(compile=True))
+    check(config(compile=True, gradient_checkpointing=True, attention="sdpa"))
+    check(config(gradient_checkpointing=True))
     with pytest.raises(TrainError, match="compile has no effect on recomputed layers with attention segments, set"):
-        check_compile(config(compile=True, gradient_checkpointing=True), CPU)
+        check(config(compile=True, gradient_checkpointing=True))
     with pytest.raises(TrainError, match="compile finds no decoder layers in this model, set compile: false"):
         compile_layers(nn.Linear(2, 2))
 
@@ -63,6 +68,6 @@ def test_layers_that_would_not_be_compiled_are_refused():
 def test_a_machine_without_a_compiler_is_told_apart(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    check_compile(config(), CPU)
+    check(config())
     with pytest.raises(TrainError, match=r"compile needs a C\+\+ compiler, none is found, install g\+\+, or set comp"):
-        check_compile(config(compile=True), CPU)
+        check(config(compile=True))

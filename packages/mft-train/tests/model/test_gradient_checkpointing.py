@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 from mft_train.config.config import RunConfig
+from mft_train.model.compute import settle_compute
 from mft_train.model.load import empty_model, load_model
 from mft_train.planning.memory import estimate_memory, free_bytes, settle_checkpointing
 from mft_train.rows.dataset_dir import open_dataset
@@ -26,7 +29,7 @@ def config(tiny_model, tiny_dataset):
 def gradients(config, dataset):
     """The gradient of every trained parameter, and how often a layer ran."""
     torch.manual_seed(0)
-    model = load_model(config, dataset, CPU).double()
+    model = load_model(config, settle_compute(config, CPU), dataset).double()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -55,23 +58,28 @@ def test_recomputed_gradients_are_the_same(config, tiny_dataset, settings):
 def test_auto_recomputes_only_what_would_not_fit(config, tiny_dataset, capsys):
     dataset = open_dataset(str(tiny_dataset))
     auto = config(gradient_checkpointing="auto", micro_batch_size=8)
-    need = estimate_memory(auto, dataset, empty_model(auto), "float32", 1).total
-    small = settle_checkpointing(auto, dataset, CPU, 1, need, is_talking=True)
-    assert small == config(gradient_checkpointing=True, micro_batch_size=8)
-    assert settle_checkpointing(auto, dataset, CPU, 1, 2 * need, is_talking=True).gradient_checkpointing is False
+    compute = settle_compute(auto, CPU)
+    need = estimate_memory(auto, compute, dataset, empty_model(auto), 1).total
+    small = settle_checkpointing(auto, compute, dataset, 1, need, is_talking=True)
+    assert small == replace(compute, gradient_checkpointing=True)
+    large = settle_checkpointing(auto, compute, dataset, 1, 2 * need, is_talking=True)
+    assert large.gradient_checkpointing is False
     on, off = capsys.readouterr().err.splitlines()
     assert (
         on == f"gradient checkpointing is on: {need / 2**20:.2f} MiB estimated without it, {need / 2**20:.2f} MiB free"
     )
     assert off.startswith("gradient checkpointing is off: ")
-    assert estimate_memory(small, dataset, empty_model(auto), "float32", 1).total < need
+    assert estimate_memory(auto, small, dataset, empty_model(auto), 1).total < need
 
 
 @pytest.mark.parametrize("choice", [True, False])
 def test_a_choice_is_kept_whatever_is_free(config, tiny_dataset, capsys, choice):
     chosen = config(gradient_checkpointing=choice)
+    compute = settle_compute(chosen, CPU)
+    assert compute.gradient_checkpointing is choice
     for free in (0, 2**50):
-        assert settle_checkpointing(chosen, open_dataset(str(tiny_dataset)), CPU, 1, free, is_talking=True) is chosen
+        dataset = open_dataset(str(tiny_dataset))
+        assert settle_checkpointing(chosen, compute, dataset, 1, free, is_talking=True) is compute
     assert capsys.readouterr().err == ""
 
 
@@ -88,7 +96,7 @@ def test_a_run_says_what_it_decided(config, tmp_path):
     result = CliRunner().invoke(main, ["launch", str(path)])
     assert result.exit_code == 0, result.stderr
     assert sum(line.startswith("gradient checkpointing is off: ") for line in result.stderr.splitlines()) == 1
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["gradient_checkpointing"] == "auto"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["gradient_checkpointing"] is False
     for word in ("on", "maybe"):
         result = CliRunner().invoke(main, ["plan", str(path), f"gradient_checkpointing={word}"])
         assert ("gradient checkpointing on" in " ".join(result.stdout.split())) == (word == "on")

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from mft_train.cli import main
 from mft_train.config.config import RunConfig
 from mft_train.loss.linear_cross_entropy import linear_cross_entropy
+from mft_train.model.compute import settle_compute
 from mft_train.model.load import empty_model, load_model
 from mft_train.planning.memory import estimate_memory, logits_bytes
 from mft_train.rows.dataset_dir import open_dataset
@@ -42,7 +44,9 @@ def plan(run_config, tmp_path):
 def test_parameters_are_those_of_the_real_model(plan, run_config, tiny_dataset, tmp_path, make_model, method, is_tied):
     settings = {"method": method, "model": str(make_model(tmp_path / "model", tie_word_embeddings=is_tied))}
     document = json.loads(plan("--json", **settings))
-    real = load_model(RunConfig(**run_config(**settings)), open_dataset(str(tiny_dataset)), torch.device("cpu"))
+    config = RunConfig(**run_config(**settings))
+    compute = settle_compute(config, torch.device("cpu"))
+    real = load_model(config, compute, open_dataset(str(tiny_dataset)))
     sizes = [parameter.numel() for parameter in real.parameters()]
     trained = [parameter.numel() for parameter in real.parameters() if parameter.requires_grad]
     assert document["parameters"] == sum(sizes)
@@ -98,12 +102,13 @@ def write_model(path, kind):
 def test_activations_are_within_a_third_of_what_torch_keeps(run_config, tiny_dataset, tmp_path, kind, dtype):
     config = RunConfig(**run_config(method="full", model=write_model(tmp_path / "wide", kind)))
     dataset = open_dataset(str(tiny_dataset))
-    model = load_model(config, dataset, torch.device("cpu"))
+    model = load_model(config, settle_compute(config, torch.device("cpu")), dataset)
     length = dataset.seq_length
     batch = pack_rows([Row(np.arange(length), np.arange(length) == length - 1, np.array([length]), 0)])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
         measured = kept_bytes(lambda: model(**batch.forward_keywords()).logits.sum(), model.parameters())
-    estimate = estimate_memory(config, dataset, empty_model(config), dtype, 1).activations
+    compute = replace(settle_compute(config, torch.device("cpu")), dtype=dtype)
+    estimate = estimate_memory(config, compute, dataset, empty_model(config), 1).activations
     assert measured / 1.33 < estimate < measured * 1.33
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 
-SETTINGS = {"max_steps": 10, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 5}
+SETTINGS = {"max_steps": 10, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 5, "keep_last": 0}
 
 
 @pytest.fixture
@@ -270,6 +270,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(config, tmp_path):
 def test_resume_before_the_first_checkpoint_begins_anew_and_says_so(config, tmp_path):
     path = config(max_steps=1)
     assert launch(path).exit_code == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     result = launch(path, "--resume")
     assert result.exit_code == 0
     assert "no checkpoint yet" in result.stderr

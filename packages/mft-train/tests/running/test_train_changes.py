@@ -50,7 +50,7 @@ def other_dataset(make_dataset, tmp_path):
         ("global_batch_size=2", "global_batch_size is 2, the checkpoint was made with 4"),
         ("mixture={large: 1, small: 1}", "mixture is {'large': 1.0, 'small': 1.0}, the checkpoint was made with {}"),
         ("seed=1", "seed is 1, the checkpoint was made with 0"),
-        ("loss.balancer=coba", "balancer is 'coba', the checkpoint was made with 'static'"),
+        ("loss.balancer=coba", "loss.balancer is 'coba', the checkpoint was made with 'static'"),
         ("optimizer=adamw_8bit", "optimizer is 'adamw_8bit', the checkpoint was made with 'adamw'"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mft_train.rows.dataset_dir import DatasetDir, to_row
+from mft_train.rows.dataset_dir import DatasetDir, to_row, unsupervised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,10 @@ class Probe:
             for task, stream in zip(self.tasks, self.streams, strict=True)
             for index in draw_rows(self.seed, draw, task.task_id, len(stream), self.num_rows)
         ]
-        return [to_row(stream[index]) for stream, index in pairs[rank::world_size]]
+        own = [to_row(stream[index]) for stream, index in pairs[rank::world_size]]
+        is_short = len(own) < -(-len(pairs) // world_size)  # every rank makes as many forward passes
+        stream, index = pairs[-1]
+        return [*own, unsupervised(to_row(stream[index]))] if is_short else own
 
 
 def draw_rows(seed: int, draw: int, task_id: int, available: int, wanted: int) -> list[int]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 import orjson
 
+from mft_train.checkpoint.fingerprint import forgets_balance
 from mft_train.checkpoint.validation_record import ValidationRecord
 from mft_train.errors import TrainError, is_out_of_memory
 from mft_train.rows.row_stream import StreamPosition
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = "1"
+# Of Linux' renameat2: paths from the current folder, and names that change places.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,59 +117,54 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def load_checkpoint(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fingerprint: dict[str, Any],
-    checkpoint: Path,
-    *,
-    is_forced: bool = False,
-) -> RunState:
-    """Restores weights, optimizer and random state; raises TrainError if the run's data or settings changed.
+def read_run(checkpoint: Path) -> dict[str, Any]:
+    """What `state/run.json` of a whole checkpoint says."""
+    return orjson.loads((checkpoint / "state" / "run.json").read_bytes())
 
-    Forced, it goes on with the new ones and tells what changed. What has no meaning for them begins anew: the moments
-    of another optimizer, the memory of another balancer or with other tasks, and with other data the validations'.
+
+def load_checkpoint(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, changed: set[str]
+) -> RunState:
+    """Restores an adapter, the optimizer and the random state; raises TrainError if that cannot be.
+
+    A full model has its weights already: it was loaded from the checkpoint. What has no meaning after the `changed`
+    settings begins anew: the moments of another optimizer, the memory of another balancer or with other tasks, and with
+    other data the validations'.
     """
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
 
-    document = orjson.loads((checkpoint / "state" / "run.json").read_bytes())
-    saved = document["fingerprint"]
-    changed = {name for name, value in fingerprint.items() if saved.get(name) != value}
-    if changed:
-        told = [
-            f"{name} is {value!r}, the checkpoint was made with {saved.get(name)!r}"
-            for name, value in fingerprint.items()
-            if name in changed
-        ]
-        if not is_forced or "method" in changed:
-            fix = "resume with the settings and the dataset of the first start, or train into another output"
-            fix += "" if "method" in changed else ", or use --force to go on with the new ones"
-            raise TrainError("; ".join(told), where=str(checkpoint), fix=fix)
-        if accelerator.is_main_process:
-            for line in told:
-                click.echo(f"--force: {line}", err=True)
+    document = read_run(checkpoint)
     own_state = checkpoint / "state" / f"random-{accelerator.process_index:04d}.pt"
     try:
-        load_weights(accelerator.unwrap_model(model), checkpoint / "model")
+        load_adapter(accelerator.unwrap_model(model), checkpoint / "model")
         if "optimizer" not in changed:
-            optimizer.load_state_dict(load_tensors(checkpoint / "state" / "optimizer.pt"))
+            load_optimizer(optimizer, checkpoint / "state" / "optimizer.pt")
         if own_state.is_file():
             restore_random_state(load_tensors(own_state))
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
         if is_out_of_memory(error):
             raise
         raise TrainError(
-            f"the checkpoint cannot be loaded: {first_line(error)}", where=str(checkpoint), fix="delete it"
+            f"the checkpoint cannot be loaded: {first_line(error)}",
+            where=str(checkpoint),
+            fix="its files are damaged: move it away to resume from the one before",
         ) from error
     return RunState(
         document["global_step"],
         StreamPosition(**document["position"]),
-        None if changed & {"dataset", "balancer", "mixture", "repeats"} else document["balance"],
+        None if forgets_balance(changed) else document["balance"],
         ValidationRecord() if "dataset" in changed else ValidationRecord(**document["validation"]),
     )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Restores the moments; rates and decays stay those of the optimizer's own settings, and so of the config."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(load_tensors(path))
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def load_tensors(path: Path) -> Any:
@@ -176,23 +174,30 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Copies saved weights into a loaded model or adapter of the same shape."""
+def load_adapter(model: nn.Module, directory: Path) -> None:
+    """Copies a saved adapter, if there is one, into the model's; raises TrainError unless every tensor fits."""
     from safetensors.torch import load_file
 
-    if (directory / "adapter_config.json").is_file():
-        from peft import set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_file(directory / "adapter_model.safetensors"))
+    path = directory / "adapter_model.safetensors"
+    if not path.is_file():
         return
-    # transformers renames and splits some weights when it saves them (experts), so it has to read them itself.
-    dtype = next(model.parameters()).dtype
-    saved, found = type(model).from_pretrained(directory, dtype=dtype, output_loading_info=True)
-    if found["missing_keys"]:
-        raise TrainError(
-            f'weight "{min(found["missing_keys"])}" is missing', where=str(directory), fix="delete this checkpoint"
-        )
-    model.load_state_dict(saved.state_dict())
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    saved, own = load_file(path), get_peft_model_state_dict(model)
+    for name in sorted(saved.keys() | own.keys()):
+        if name not in own or name not in saved or saved[name].shape != own[name].shape:
+            there, here = (shape_of(tensors.get(name)) for tensors in (saved, own))
+            raise TrainError(
+                f'the adapter does not fit: "{name}" is {there} there and {here} in this run',
+                where=str(path),
+                fix="resume with the settings of the first start",
+            )
+    set_peft_model_state_dict(model, saved)
+
+
+def shape_of(tensor: torch.Tensor | None) -> str:
+    """A tensor's shape in words."""
+    return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
 
 
 def random_state() -> dict[str, Any]:
@@ -223,13 +228,40 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Flushes all of `staging` to disk and renames it to `target`, replacing an older one."""
+    """Flushes all of `staging` to disk and gives it the name `target`, in place of an older one if there is one.
+
+    Where the file system can exchange two names there is no moment without a whole `target`, else a short one.
+    """
     for path in [staging, *staging.rglob("*")]:
         flush(path)
-    if target.exists():
-        shutil.rmtree(target)
-    staging.replace(target)
+    if not target.exists():
+        staging.replace(target)
+    elif exchange(staging, target):
+        flush(target.parent)
+        shutil.rmtree(staging)
+    else:
+        doomed = target.with_name(f".{target.name}.deleted")
+        target.replace(doomed)
+        staging.replace(target)
+        flush(target.parent)
+        shutil.rmtree(doomed)
     flush(target.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps the names of two existing files or directories in one step; false where that cannot be done."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    return function(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
+
+
+def discard(directory: Path) -> None:
+    """Deletes a directory that is renamed first: a deletion that is cut short leaves nothing that looks whole."""
+    if directory.exists():
+        doomed = directory.with_name(f".{directory.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(directory.rename(doomed))
 
 
 def flush(path: Path) -> None:

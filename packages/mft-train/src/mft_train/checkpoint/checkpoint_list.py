@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from mft_train.checkpoint.checkpoint import FORMAT_VERSION, step_dir
+from mft_train.checkpoint.checkpoint import FORMAT_VERSION, discard, step_dir
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -77,10 +77,7 @@ def retain(run_dir: Path, record: ValidationRecord, global_step: int, keep_last:
     current = step_dir(run_dir, global_step).name
     for path in sorted(path for path in directory.glob("step-*") if path.name <= current)[:-keep_last]:
         if path != best:
-            # Renamed first: a deletion that is cut short leaves nothing that looks like a checkpoint.
-            doomed = path.with_name(f".{path.name}.deleted")
-            shutil.rmtree(doomed, ignore_errors=True)
-            shutil.rmtree(path.rename(doomed))
+            discard(path)
 
 
 def clear(run_dir: Path) -> None:
@@ -94,7 +91,7 @@ def clear(run_dir: Path) -> None:
 
 def remove_unfinished(run_dir: Path) -> None:
     """Deletes what a killed run was writing or deleting: everything with a dot before its name."""
-    for path in [*run_dir.glob(".*.partial"), *(run_dir / "checkpoints").glob(".*.*")]:
+    for path in [*run_dir.glob(".*.partial"), *run_dir.glob(".*.deleted"), *(run_dir / "checkpoints").glob(".*.*")]:
         delete(path)
 
 

@@ -11,7 +11,7 @@ class ValidationRecord:
     """The best validation so far, the validations since without a better one, and the best checkpoint.
 
     Losses are in nats per token and None before the first validation. A checkpoint can be the best only if its own
-    step was validated.
+    step was validated. `last_step` is the step of the last validation that came to its end.
     """
 
     best_loss: float | None = None
@@ -19,12 +19,13 @@ class ValidationRecord:
     num_worse: int = 0
     checkpoint_loss: float | None = None
     checkpoint_step: int | None = None
+    last_step: int | None = None
 
     def after_validation(self, loss: float, global_step: int) -> ValidationRecord:
         """The record with one more validation; a loss that is not finite is never the best."""
         if is_better(loss, self.best_loss):
-            return replace(self, best_loss=loss, best_step=global_step, num_worse=0)
-        return replace(self, num_worse=self.num_worse + 1)
+            return replace(self, best_loss=loss, best_step=global_step, num_worse=0, last_step=global_step)
+        return replace(self, num_worse=self.num_worse + 1, last_step=global_step)
 
     def after_checkpoint(self, loss: float | None, global_step: int) -> ValidationRecord:
         """The record with one more checkpoint; `loss` is the validation loss of its step, None without one."""

@@ -152,10 +152,13 @@ class RunConfig(Section):
         0, description="validations in a row without a better loss after which the run ends; 0: never"
     )
     checkpoint_interval: NonNegativeInt = Field(
-        0, description="steps between checkpoints; 0: none but the one that SIGTERM or SIGINT leaves"
+        50, description="steps between checkpoints; 0: none but at the end, and where SIGTERM or SIGINT stops the run"
     )
     keep_last: NonNegativeInt = Field(
-        0, description="latest checkpoints to keep, beside the best validated one; 0: all of them"
+        3, description="latest checkpoints to keep, beside the best validated one; 0: all of them"
+    )
+    timeout_seconds: PositiveFloat = Field(
+        3600.0, description="how long processes wait for each other, as for the one that writes a checkpoint"
     )
     seed: NonNegativeInt = Field(0, description="of adapter initialisation, row order and dropout")
 

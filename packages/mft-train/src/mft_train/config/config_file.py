@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 import orjson
 import yaml
@@ -103,14 +103,19 @@ def record_lines(node: yaml.Node, prefix: KeyPath, lines: dict[KeyPath, int], wh
         record_lines(value_node, key, lines, where)
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as text, in their order."""
+def flatten_values(settings: dict[str, Any], prefix: str = "", whole: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, in their order; a mapping that is empty or named in `whole` is a value."""
     for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and value and key not in whole:
+            yield from flatten_values(value, f"{prefix}{key}.")
         else:
-            is_plain = isinstance(value, str)
-            yield f"{prefix}{key}", value if is_plain else orjson.dumps(value, default=str).decode()
+            yield f"{prefix}{key}", value
+
+
+def flatten(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as text, in their order."""
+    for key, value in flatten_values(settings):
+        yield key, value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
 def apply_override(settings: dict[str, Any], places: dict[KeyPath, str], override: str) -> None:
@@ -118,7 +123,7 @@ def apply_override(settings: dict[str, Any], places: dict[KeyPath, str], overrid
     name, equals, value = override.partition("=")
     if not equals or not name:
         raise TrainError(f'"{override}" is not an override', fix="write key=value or key.sub=value")
-    *parents, last = name.split(".")
+    *parents, last = key_path(name)
     section = settings
     for parent in parents:
         if section.get(parent) is None:
@@ -131,6 +136,22 @@ def apply_override(settings: dict[str, Any], places: dict[KeyPath, str], overrid
     except yaml.YAMLError as error:
         raise TrainError(f'the value of override "{override}" is not valid YAML') from error
     places[(*parents, last)] = f'override "{override}"'
+
+
+def key_path(name: str) -> KeyPath:
+    """The keys that a dotted name goes through; what follows a mapping such as `mixture` is one key, a task's name."""
+    words = name.split(".")
+    for depth in range(1, len(words)):
+        if is_mapping(tuple(words[:depth])):
+            return (*words[:depth], ".".join(words[depth:]))
+    return tuple(words)
+
+
+def is_mapping(key: KeyPath) -> bool:
+    """Whether a key holds a mapping with keys of the user's own."""
+    section = section_model(key[:-1])
+    field = section.model_fields.get(key[-1]) if section else None
+    return field is not None and get_origin(field.annotation) is dict
 
 
 def explain(error: ValidationError, places: dict[KeyPath, str], where: str) -> TrainError:
@@ -159,10 +180,16 @@ def explain(error: ValidationError, places: dict[KeyPath, str], where: str) -> T
 
 def valid_keys(section: KeyPath) -> list[str]:
     """The keys that a (nested) section accepts."""
+    model = section_model(section)
+    return list(model.model_fields) if model else []
+
+
+def section_model(section: KeyPath) -> type[BaseModel] | None:
+    """The type of a (nested) section, None if there is none of that name."""
     model: type[BaseModel] = RunConfig
     for name in section:
         field = model.model_fields.get(name)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
+            return None
         model = field.annotation
-    return list(model.model_fields)
+    return model

@@ -37,6 +37,7 @@ MFT_05: dict[str, Any] = {
     "early_stopping": True,
     "early_stopping_stall_num": 5,
     "saving_limit": None,
+    "init_timeout_seconds": 3600,
 }
 ADAPTER_KEYS = ("peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules")
 SELF_PACED = {
@@ -62,6 +63,7 @@ SAME: dict[str, str] = {
     "seed": "seed",
     "log_interval": "log_interval",
     "checkpointing_steps": "checkpoint_interval",
+    "init_timeout_seconds": "timeout_seconds",
     "evaluation_steps": "validation_interval",
 }
 
@@ -92,7 +94,6 @@ GONE: dict[str, str] = {
     "eos_token": "it belongs to the dataset now: mft-data build --eos-token",
     "pad_token": "rows are never padded",
     "distributed_type": "runs are data parallel",
-    "init_timeout_seconds": "the launcher's default is used",
     "weight_by_num_documents": "use mixture or repeats to say how often a task is drawn",
     "make_vocab_size_divisible_by": NO_EFFECT,
     "model_parallel_size": NO_EFFECT,

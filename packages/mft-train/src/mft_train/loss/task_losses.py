@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mft_train.rows.packed_batch import pack_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from accelerate import Accelerator
     from torch import nn
@@ -17,24 +17,33 @@ if TYPE_CHECKING:
 
 
 def task_losses(
-    accelerator: Accelerator, model: nn.Module, loss_head: LossHead, rows: Iterable[Row], num_tasks: int
-) -> list[float | None]:
-    """Mean token loss in nats of every task over the rows of all ranks; None without supervised tokens.
+    accelerator: Accelerator,
+    model: nn.Module,
+    loss_head: LossHead,
+    rows: Iterable[Row],
+    num_tasks: int,
+    is_cut_short: Callable[[], bool] = lambda: False,
+) -> list[float | None] | None:
+    """Mean token loss in nats of every task over the rows of all ranks; None for a task without supervised tokens.
 
-    Runs without dropout and draws no random number, so that training is not disturbed.
+    Every rank has as many rows. Runs without dropout and draws no random number, so that training is not disturbed.
+    `is_cut_short`, which all ranks ask together before each row, ends it without an answer: None.
     """
     import torch
 
     sums = torch.zeros(2, num_tasks, dtype=torch.float64, device=accelerator.device)
     bare_model = accelerator.unwrap_model(model)
     bare_model.eval()
-    with torch.no_grad(), accelerator.autocast():
-        for row in rows:
-            batch = pack_rows([row]).to(accelerator.device)
-            if batch.labels.numel():
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            for row in rows:
+                if is_cut_short():
+                    return None
+                batch = pack_rows([row]).to(accelerator.device)
                 _, losses, _ = loss_head(bare_model, batch, batch.labels.new_ones(len(batch.labels)))
                 sums[0, row.task_id] += losses.double().sum()
                 sums[1, row.task_id] += batch.labels.numel()
-    bare_model.train()
+    finally:
+        bare_model.train()
     loss_sums, tokens = accelerator.reduce(sums, reduction="sum").tolist()
     return [total / count if count else None for total, count in zip(loss_sums, tokens, strict=True)]

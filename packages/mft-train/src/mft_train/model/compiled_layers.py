@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING
 
 from mft_train.errors import TrainError
 from mft_train.model import segment_attention
-from mft_train.model.load import resolve_attention
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from mft_train.config.config import RunConfig
+    from mft_train.model.compute import Compute
 
 OFF = "set compile: false"
 
 
-def check_compile(config: RunConfig, device: torch.device) -> None:
-    """Raises TrainError if layers are to be compiled and cannot be; `config.gradient_checkpointing` is settled."""
+def check_compile(config: RunConfig, compute: Compute) -> None:
+    """Raises TrainError if layers are to be compiled and cannot be."""
     if not config.compile:
         return
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++")):
         raise TrainError("compile needs a C++ compiler, none is found", fix=f"install g++, or {OFF}")
-    if config.gradient_checkpointing is True and resolve_attention(config, device) == segment_attention.NAME:
+    if compute.gradient_checkpointing and compute.attention == segment_attention.NAME:
         # This attention reads the borders of conversations, which breaks a graph; recomputed graphs cannot be broken.
         raise TrainError(
             "compile has no effect on recomputed layers with attention segments",

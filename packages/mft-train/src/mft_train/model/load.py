@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,44 +15,18 @@ from mft_train.model.lora_linear import fuse_adapters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from torch import nn
 
     from mft_train.config.config import RunConfig
+    from mft_train.model.compute import Compute
     from mft_train.rows.dataset_dir import DatasetDir
 
 
-def run_device() -> torch.device:
-    """The kind of device that a run on this machine uses."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def resolve_dtype(config: RunConfig, device: torch.device) -> str:
-    """The compute type's name; `auto` is float32 on a CPU, where bfloat16 is emulated, and bfloat16 elsewhere."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
-
-
-def resolve_attention(config: RunConfig, device: torch.device) -> str:
-    """The attention implementation's name; raises TrainError if flash-attn is asked for and cannot run."""
-    has_flash = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda"
-    if config.attention == "flash_attention_2" and not has_flash:
-        raise TrainError(
-            "attention flash_attention_2 needs a CUDA device and the flash-attn package",
-            fix="pip install mft-train[flash-attn], or set attention: segments",
-        )
-    if config.attention == "auto":
-        return "flash_attention_2" if has_flash else segment_attention.NAME
-    return config.attention
-
-
-def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> nn.Module:
-    """The model to train, in train mode on `device`; raises TrainError if it does not fit the dataset.
+def load_model(config: RunConfig, compute: Compute, dataset: DatasetDir, weights_dir: Path | None = None) -> nn.Module:
+    """The model to train, in train mode on its device; raises TrainError if it does not fit the dataset.
 
     Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
+    `weights_dir` holds a full model of the same shape, as a checkpoint does, whose weights replace the base's.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -61,10 +34,22 @@ def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> 
     check_model_dir(config.model)
     segment_attention.register()
     frozen_base = config.method == "lora"
-    dtype = getattr(torch, resolve_dtype(config, device)) if frozen_base else torch.float32
-    attention = resolve_attention(config, device)
-    with loading(config.model):
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, attn_implementation=attention)
+    dtype = getattr(torch, compute.dtype) if frozen_base else torch.float32
+    source = str(weights_dir or config.model)
+    with loading(source):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=compute.attention,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if found["missing_keys"]:
+        raise TrainError(
+            f'weight "{min(found["missing_keys"])}" is missing, it would be random',
+            where=source,
+            fix="delete this checkpoint" if weights_dir else "give a causal language model with all its weights",
+        )
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     if dataset.max_token_id >= num_embeddings:
         raise TrainError(
@@ -72,12 +57,12 @@ def load_model(config: RunConfig, dataset: DatasetDir, device: torch.device) -> 
             where=str(dataset.path),
             fix="build the dataset with this model's tokenizer",
         )
-    if config.gradient_checkpointing is True:  # `auto` is settled before, where the memory is known
+    if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if frozen_base:
         model = add_adapter(model, config)
         fuse_adapters(model)
-    return model.to(device).train()
+    return model.to(compute.device).train()
 
 
 def empty_model(config: RunConfig) -> nn.Module:
@@ -87,9 +72,9 @@ def empty_model(config: RunConfig) -> nn.Module:
 
     check_model_dir(config.model)
     with loading(config.model):
-        shape = AutoConfig.from_pretrained(config.model)
+        shape = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape)
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
     if config.method == "full":
         return model
     with torch.device("meta"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mft_train.loss.linear_cross_entropy import chunks
-from mft_train.model.load import empty_model, resolve_dtype
+from mft_train.model.load import empty_model
 from mft_train.optimization.optimizer import state_bytes
 from mft_train.rows.mixture import task_shares
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mft_train.config.config import RunConfig
+    from mft_train.model.compute import Compute
     from mft_train.rows.dataset_dir import DatasetDir, Task
 
 TRAINED_BYTES = 4  # weights that are trained and their gradients are float32
@@ -60,20 +61,22 @@ def mean_row(tasks: Sequence[Task], config: RunConfig) -> tuple[float, float]:
     return tokens, supervised
 
 
-def estimate_memory(config: RunConfig, dataset: DatasetDir, model: nn.Module, dtype: str, num_processes: int) -> Memory:
+def estimate_memory(
+    config: RunConfig, compute: Compute, dataset: DatasetDir, model: nn.Module, num_processes: int
+) -> Memory:
     """The memory of one device. A micro batch has full rows, supervised as they are on average.
 
-    `config.gradient_checkpointing` is settled; moments that are paged count as if they stayed on the device.
+    Moments that are paged count as if they stayed on the device.
     """
     trained = count_trained(model)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
-    compute_bytes = DTYPE_BYTES[dtype]
+    compute_bytes = DTYPE_BYTES[compute.dtype]
     tokens = config.micro_batch_size * dataset.seq_length
     mean_tokens, mean_supervised = mean_row(dataset.trained_tasks, config)
     supervised = math.ceil(tokens * mean_supervised / mean_tokens)
-    per_token = activations_per_token(model, is_recomputed=config.gradient_checkpointing is True)
+    per_token = activations_per_token(model, is_recomputed=compute.gradient_checkpointing)
     # Autocast keeps a copy of each trained weight for the backward pass.
-    copies = trained if dtype != "float32" else 0
+    copies = trained if compute.dtype != "float32" else 0
     return Memory(
         weights=frozen * compute_bytes + trained * TRAINED_BYTES,
         gradients=trained * TRAINED_BYTES,
@@ -119,21 +122,20 @@ def activations_per_token(model: nn.Module, *, is_recomputed: bool) -> int:
 
 
 def settle_checkpointing(
-    config: RunConfig, dataset: DatasetDir, device: torch.device, num_processes: int, free: int, *, is_talking: bool
-) -> RunConfig:
-    """The config with `gradient_checkpointing` true or false.
+    config: RunConfig, compute: Compute, dataset: DatasetDir, num_processes: int, free: int, *, is_talking: bool
+) -> Compute:
+    """How the run computes, with gradient checkpointing decided.
 
-    `auto` becomes true if the run would not fit without it into `free` bytes on each device, and stderr says so.
+    `auto` turns it on if the run would not fit without it into `free` bytes on each device, and stderr says so.
     """
     if config.gradient_checkpointing != "auto":
-        return config
-    plain, recomputed = (config.model_copy(update={"gradient_checkpointing": value}) for value in (False, True))
-    memory = estimate_memory(plain, dataset, empty_model(config), resolve_dtype(config, device), num_processes)
+        return compute
+    memory = estimate_memory(config, compute, dataset, empty_model(config), num_processes)
     needs_it = memory.total > USABLE_SHARE * free
     if is_talking:
         answer = f"gradient checkpointing is {'on' if needs_it else 'off'}"
         click.echo(f"{answer}: {readable(memory.total)} estimated without it, {readable(free)} free", err=True)
-    return recomputed if needs_it else plain
+    return replace(compute, gradient_checkpointing=needs_it)
 
 
 def free_bytes(device: torch.device, local_processes: int) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from mft_train.model.load import empty_model, resolve_dtype, run_device
+from mft_train.model.compute import run_device, settle_compute
+from mft_train.model.load import empty_model
 from mft_train.optimization.schedule import num_run_steps
 from mft_train.planning.memory import (
     Memory,
@@ -47,7 +48,8 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int) -> Pla
     """The plan of a run on `num_processes` devices of the kind of this machine; raises TrainError."""
     device = run_device()
     free = free_bytes(device, num_processes)
-    config = settle_checkpointing(config, dataset, device, num_processes, free, is_talking=True)
+    compute = settle_compute(config, device)
+    compute = settle_checkpointing(config, compute, dataset, num_processes, free, is_talking=True)
     model = empty_model(config)
     rows = sum(task.train_rows if config.mixture else epoch_rows(task, config) for task in dataset.trained_tasks)
     steps_per_epoch = math.ceil(rows / config.global_batch_size)
@@ -62,8 +64,8 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int) -> Pla
         steps=num_run_steps(steps_per_epoch, config),
         tokens_per_step=round(tokens * config.global_batch_size),
         supervised_tokens_per_step=round(supervised * config.global_batch_size),
-        gradient_checkpointing=config.gradient_checkpointing is True,
-        memory=estimate_memory(config, dataset, model, resolve_dtype(config, device), num_processes),
+        gradient_checkpointing=compute.gradient_checkpointing,
+        memory=estimate_memory(config, compute, dataset, model, num_processes),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 
 from mft_train.errors import TrainError
@@ -110,15 +111,22 @@ def to_row(sample: dict[str, Any]) -> Row:
 
 
 def validation_rows(dataset: DatasetDir, rank: int, world_size: int) -> Iterator[Row]:
-    """This rank's validation rows: over all ranks every row exactly once."""
+    """This rank's validation rows: over all ranks every row counts once, and every rank has as many rows.
+
+    A rank for which none is left at the end has the last row again, without a supervised token.
+    """
     from streaming import LocalDataset
 
-    position = 0
-    for task in dataset.tasks:
-        if task.validation_rows == 0:
-            continue
-        rows = LocalDataset(local=str(dataset.split_dir("validation", task)))
-        for index in range(len(rows)):
-            if position % world_size == rank:
-                yield to_row(rows[index])
-            position += 1
+    streams = [
+        LocalDataset(local=str(dataset.split_dir("validation", task))) for task in dataset.tasks if task.validation_rows
+    ]
+    places = [(stream, index) for stream in streams for index in range(len(stream))]
+    for start in range(0, len(places), world_size):
+        stream, index = places[min(start + rank, len(places) - 1)]
+        row = to_row(stream[index])
+        yield row if start + rank < len(places) else unsupervised(row)
+
+
+def unsupervised(row: Row) -> Row:
+    """The same tokens, none of which counts towards a loss."""
+    return replace(row, loss_mask=np.zeros_like(row.loss_mask))

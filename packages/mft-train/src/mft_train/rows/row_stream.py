@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mft_train.errors import TrainError
-from mft_train.rows.dataset_dir import to_row
+from mft_train.rows.dataset_dir import to_row, unsupervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,10 +57,11 @@ class RowStream:
         rank: int,
         world_size: int,
         repeats: dict[str, float] | None = None,
+        num_nodes: int = 1,
     ) -> None:
         from streaming import Stream
 
-        self.rank = rank
+        self.place = place_in_deal(rank, world_size, num_nodes)
         self.world_size = world_size
         self.global_batch_size = global_batch_size
         streams = [
@@ -132,8 +131,8 @@ class RowStream:
         rows = [to_row(sample) for sample in samples]
         numbers = [sample[SAMPLE] - self.first_samples[row.task_id] for sample, row in zip(samples, rows, strict=True)]
         for index, row in enumerate(rows):
-            if done + index * self.world_size + self.rank >= self.epoch_size:
-                rows[index] = replace(row, loss_mask=np.zeros_like(row.loss_mask))
+            if done + index * self.world_size + self.place >= self.epoch_size:
+                rows[index] = unsupervised(row)
         after = min(done + self.global_batch_size, self.epoch_size)
         position = StreamPosition(epoch + 1) if after == self.epoch_size else StreamPosition(epoch, after)
         return StepRows(rows, numbers, position)
@@ -147,6 +146,15 @@ class RowStream:
             "shuffle_seed": self.streaming.shuffle_seed,
             "initial_physical_nodes": None,
         }
+
+
+def place_in_deal(rank: int, world_size: int, num_nodes: int) -> int:
+    """Which of `world_size` rows in a row streaming deals to a rank: one to every machine first, then to its next rank.
+
+    Ranks are numbered machine by machine, as many on each.
+    """
+    node, local_rank = divmod(rank, world_size // num_nodes)
+    return local_rank * num_nodes + node
 
 
 def numbered_dataset() -> type[StreamingDataset]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mft_train.engine.world import announce, is_started_rank, read_world
 from mft_train.errors import TrainError
 from mft_train.planning.out_of_memory import advice, memory_advice
 from mft_train.rows.shared_memory import remove_stale
@@ -41,19 +42,22 @@ def launch(
 ) -> Path:
     """Runs `config` to its end; the path of `final/`.
 
-    A process that a launcher (accelerate, torchrun, SLURM's srun with torchrun's variables) has started is a rank and
-    trains; otherwise `num_processes` ranks are started that run the same command line, `arguments`.
+    A process that a launcher (accelerate, torchrun, SLURM's srun) has started is a rank and trains; otherwise
+    `num_processes` ranks are started that run the same command line, `arguments`.
     """
     quiet_libraries()
-    if num_processes == 1 or "LOCAL_RANK" in os.environ:
-        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+    world, is_rank = read_world(os.environ), is_started_rank(os.environ)
+    if is_rank and num_processes not in (1, world.world_size):
+        raise TrainError(f"--processes {num_processes} was asked for, but a launcher has started {world.world_size}")
+    if num_processes == 1 or is_rank:
+        announce(world, os.environ)
         follow_launcher()
         from mft_train.running.train import train
 
-        with memory_advice(config), lost_peers():
-            return train(config, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
-    from mft_train.model.load import run_device
-    from mft_train.running.train import check_device, check_inputs, check_output
+        with memory_advice(config), lost_peers(config.timeout_seconds):
+            return train(config, world, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
+    from mft_train.model.compute import run_device
+    from mft_train.running.checks import check_device, check_inputs, check_output
 
     check_device(config, run_device())
     check_inputs(config, num_processes)
@@ -67,11 +71,16 @@ def launch(
 
 
 @contextlib.contextmanager
-def lost_peers() -> Iterator[None]:
+def lost_peers(timeout_seconds: float) -> Iterator[None]:
     """Turns what gloo and NCCL raise in a rank when another has ended into one line: the launcher tells the cause."""
     try:
         yield
     except RuntimeError as error:
+        if re.search("timed out waiting|timeout.*collective|collective.*timeout", str(error), re.IGNORECASE):
+            raise TrainError(
+                f"another rank did not answer within timeout_seconds ({timeout_seconds:g})",
+                fix="look at its output; if it only writes slowly, set more",
+            ) from error
         if not re.search("connection (closed|reset) by peer|remote process exited", str(error), re.IGNORECASE):
             raise
         raise TrainError("another rank has ended") from error
@@ -81,7 +90,7 @@ def plan(config: RunConfig, num_processes: int) -> Plan:
     """The plan of a run, after the checks that it would begin with; raises TrainError."""
     quiet_libraries()
     from mft_train.planning.plan import make_plan
-    from mft_train.running.train import check_inputs
+    from mft_train.running.checks import check_inputs
 
     return make_plan(config, check_inputs(config, num_processes), num_processes)
 

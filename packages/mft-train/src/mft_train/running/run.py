@@ -21,24 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from accelerate import Accelerator
     from torch import nn
 
     from mft_train.balancing.balance import TaskBalance
     from mft_train.checkpoint.validation_record import ValidationRecord
     from mft_train.config.config import RunConfig
+    from mft_train.engine.plain import PlainEngine
     from mft_train.loss.loss_head import LossHead
     from mft_train.rows.dataset_dir import DatasetDir
     from mft_train.rows.row_stream import RowStream, StepRows
     from mft_train.running.interrupts import Interrupts
     from mft_train.tracking.metrics import MetricsWriter
-
-
-def fingerprint(config: RunConfig, dataset: DatasetDir) -> dict[str, Any]:
-    """What must not change between a checkpoint and its resume."""
-    names = ("method", "global_batch_size", "mixture", "repeats", "seed", "optimizer")
-    values = {name: getattr(config, name) for name in names}
-    return {"dataset": dataset.manifest_sha256, **values, "balancer": config.loss.balancer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,81 +40,108 @@ class Run:
 
     config: RunConfig
     dataset: DatasetDir
-    accelerator: Accelerator
+    engine: PlainEngine
     model: nn.Module
     loss_head: LossHead
     optimizer: torch.optim.Optimizer
     stream: RowStream
     balance: TaskBalance
+    fingerprint: dict[str, Any]
     num_steps: int
     run_dir: Path
 
-    def loop(self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts) -> int | None:
+    def loop(self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts) -> tuple[RunState, int | None]:
         """Optimizer steps from `state` to the last, with validation, checkpoints and their events.
 
-        Ends early if validations have stalled, or after a checkpoint if a signal has come; returns that signal.
+        Ends early if validations have stalled, or after a checkpoint if a signal has come. Returns the last state, and
+        that signal.
         """
-        config = self.config
-        if state.global_step == 0:
-            state = replace(state, validation=self.validate(metrics, state.validation, 0)[0])
         steps = self.stream.steps(state.position)
-        tokens, seconds = 0, 0.0
-        while state.global_step < self.num_steps and not state.validation.is_stalled(config.early_stopping_patience):
+        tokens, seconds, interrupt = 0, 0.0, None
+        if self.is_validation_due(state):  # before the first step, or one that a signal cut short
+            state, interrupt = self.after_step(metrics, state, interrupts)
+        while not interrupt and not self.is_over(state):
             global_step = state.global_step + 1
             started = time.perf_counter()
             step_rows = next(steps)
-            learning_rate = learning_rate_at(state.global_step, self.num_steps, config)
-            self.balance.update(self.accelerator, self.model, self.loss_head, global_step)
+            learning_rate = learning_rate_at(state.global_step, self.num_steps, self.config)
+            self.balance.update(self.engine.accelerator, self.model, self.loss_head, global_step)
             result = self.step(step_rows, learning_rate, global_step)
             tokens, seconds = tokens + result.tokens, seconds + time.perf_counter() - started
-            is_last = global_step == self.num_steps
-            if is_last or global_step % config.log_interval == 0:
+            if global_step == self.num_steps or global_step % self.config.log_interval == 0:
                 self.write_train_event(metrics, global_step, learning_rate, result, tokens / seconds)
                 tokens, seconds = 0, 0.0
-            record, loss = state.validation, None
-            if is_last or is_due(global_step, config.validation_interval):
-                record, loss = self.validate(metrics, record, global_step)
-            state = RunState(global_step, step_rows.next_position, self.balance.to_json(), record)
-            interrupt = interrupts.agreed(self.accelerator)
-            if interrupt or is_due(global_step, config.checkpoint_interval):
-                state = self.save_checkpoint(metrics, state, loss)
-            if interrupt:
-                metrics.write("interrupt", global_step=global_step, signal=signal.Signals(interrupt).name)
-                return interrupt
-        if state.global_step < self.num_steps:
+            state = replace(
+                state,
+                global_step=global_step,
+                position=step_rows.next_position,
+                balance=self.balance.to_json(),
+            )
+            state, interrupt = self.after_step(metrics, state, interrupts)
+        if not interrupt and state.global_step < self.num_steps:
             best = {"best_step": state.validation.best_step, "best_loss": state.validation.best_loss}
             metrics.write("early_stop", global_step=state.global_step, **best)
-        metrics.write("end", global_step=state.global_step)
-        return None
+        return state, interrupt
+
+    def is_over(self, state: RunState) -> bool:
+        """Whether no step is left to be made."""
+        is_stalled = state.validation.is_stalled(self.config.early_stopping_patience)
+        return state.global_step >= self.num_steps or is_stalled
+
+    def is_validation_due(self, state: RunState) -> bool:
+        """Whether this step is one to validate after, and has not been."""
+        step = state.global_step
+        is_edge = step in (0, self.num_steps)
+        return (is_edge or is_due(step, self.config.validation_interval)) and state.validation.last_step != step
+
+    def after_step(
+        self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts
+    ) -> tuple[RunState, int | None]:
+        """Validates and writes a checkpoint where that is due; the state then, and a signal that ends the run.
+
+        A signal cuts a validation short: it is made anew after the resume. The last step always has a checkpoint.
+        """
+        loss = None
+        if self.is_validation_due(state):
+            record, loss = self.validate(metrics, state.validation, state.global_step, interrupts)
+            state = replace(state, validation=record)
+        interrupt = interrupts.agreed(self.engine.accelerator)
+        is_checkpoint = interrupt or self.is_over(state) or is_due(state.global_step, self.config.checkpoint_interval)
+        if is_checkpoint and state.global_step:
+            state = self.save_checkpoint(metrics, state, loss)
+        if interrupt:
+            name = signal.Signals(interrupt).name
+            metrics.write("interrupt", global_step=state.global_step, signal=name)
+        return state, interrupt
 
     def step(self, step_rows: StepRows, learning_rate: float, global_step: int) -> StepResult:
         """One optimizer step; raises TrainError before it if the loss or the gradient is not finite."""
         result = accumulate_gradients(
-            self.accelerator,
+            self.engine,
             self.model,
             self.loss_head,
             step_rows.rows,
             micro_batch_size=self.config.micro_batch_size,
             reduction=self.config.loss.reduction,
-            task_weights=self.balance.weights(self.accelerator),
+            task_weights=self.balance.weights(self.engine.accelerator),
             max_grad_norm=self.config.max_grad_norm,
         )
         if not result.is_finite:
-            raise not_finite(self.accelerator, self.model, self.dataset, step_rows, result, global_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            raise not_finite(self.engine.accelerator, self.model, self.dataset, step_rows, result, global_step)
+        self.engine.step(self.optimizer, learning_rate)
         return result
 
     def validate(
-        self, metrics: MetricsWriter, record: ValidationRecord, global_step: int
+        self, metrics: MetricsWriter, record: ValidationRecord, global_step: int, interrupts: Interrupts
     ) -> tuple[ValidationRecord, float | None]:
-        """Writes the validation event of this step: task losses, their plain mean, perplexities; nothing without rows.
+        """Writes the validation event of this step: task losses, their plain mean, perplexities.
 
-        Returns the record with it, and the mean.
+        Returns the record with it, and the mean. Without rows, or cut short by a signal, there is neither.
         """
-        losses = validate(self.accelerator, self.model, self.loss_head, self.dataset)
+        accelerator = self.engine.accelerator
+        losses = validate(
+            accelerator, self.model, self.loss_head, self.dataset, lambda: bool(interrupts.agreed(accelerator))
+        )
         if not losses:
             return record, None
         loss = sum(losses.values()) / len(losses)
@@ -164,15 +184,15 @@ class Run:
         state = replace(state, validation=state.validation.after_checkpoint(loss, state.global_step))
         target = checkpoint.step_dir(self.run_dir, state.global_step)
         checkpoint.save_checkpoint(
-            self.accelerator,
+            self.engine.accelerator,
             self.model,
             self.optimizer,
             state,
-            fingerprint(self.config, self.dataset),
+            self.fingerprint,
             self.dataset.tokenizer_dir,
             target,
         )
-        if self.accelerator.is_main_process:
+        if self.engine.accelerator.is_main_process:
             retain(self.run_dir, state.validation, state.global_step, self.config.keep_last)
         metrics.write("checkpoint", global_step=state.global_step, path=f"checkpoints/{target.name}")
         return state

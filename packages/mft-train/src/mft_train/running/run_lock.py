@@ -10,6 +10,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import click
+
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 def sole_run(run_dir: Path) -> Iterator[None]:
     """Holds the lock of an existing run directory; raises TrainError if another process does.
 
-    The kernel drops the lock with the process, however it ends. A file system without locks gives no protection.
+    The kernel drops the lock with the process, however it ends. A file system without locks gives no protection, which
+    is said.
     """
     descriptor = os.open(run_dir, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -35,8 +38,11 @@ def sole_run(run_dir: Path) -> Iterator[None]:
         raise TrainError(
             f'another run is writing to output "{run_dir}"', fix="wait for it, or end it, or choose another output"
         ) from error
-    except OSError:
-        pass  # no locks here
+    except OSError as error:
+        click.echo(
+            f'the file system of output "{run_dir}" has no locks ({error.strerror}): nothing keeps a second run out',
+            err=True,
+        )
     try:
         yield
     finally:

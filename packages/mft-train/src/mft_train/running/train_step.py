@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,9 +12,9 @@ from mft_train.rows.packed_batch import pack_rows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from accelerate import Accelerator
     from torch import Tensor, nn
 
+    from mft_train.engine.plain import PlainEngine
     from mft_train.loss.loss_head import LossHead
     from mft_train.rows.packed_batch import Row
 
@@ -42,7 +41,7 @@ class StepResult:
 
 
 def accumulate_gradients(
-    accelerator: Accelerator,
+    engine: PlainEngine,
     model: nn.Module,
     loss_head: LossHead,
     rows: Sequence[Row],
@@ -54,25 +53,26 @@ def accumulate_gradients(
 ) -> StepResult:
     """Leaves the clipped gradient of the objective over the global batch in `model`.
 
-    `rows` are this rank's; `task_weights` is (num_tasks,) float64. DDP's mean over ranks is undone by the world size,
-    so that the gradient is that of the sum of c_i * CE_i over all ranks.
+    `rows` are this rank's; `task_weights` is (num_tasks,) float64. The gradient is that of the sum of
+    c_i * CE_i over all ranks.
     """
     import torch
 
+    accelerator = engine.accelerator
     num_tasks = len(task_weights)
     batches = [
         pack_rows(rows[start : start + micro_batch_size]).to(accelerator.device)
         for start in range(0, len(rows), micro_batch_size)
     ]
-    local_counts = sum(count_batch(batch.segment_tasks, batch.segment_tokens, num_tasks) for batch in batches)
+    counts = [count_batch(batch.segment_tasks, batch.segment_tokens, num_tasks) for batch in batches]
+    local_counts = torch.stack(counts).sum(0)
     local_tokens = local_counts.new_tensor([sum(batch.input_ids.numel() for batch in batches)])
     reduced = accelerator.reduce(torch.cat([local_counts.flatten(), local_tokens]), reduction="sum")
     global_counts, global_tokens = reduced[:-1].view_as(local_counts), reduced[-1]
     # Totals over the batch: the objective, the router's term, and every task's sum of token losses.
     totals = torch.zeros(2 + num_tasks, dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(batches):
-        is_last = index == len(batches) - 1
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+        with engine.gradients(model, is_last=index == len(batches) - 1):
             coefficients = segment_coefficients(
                 reduction, batch.segment_tasks, batch.segment_tokens, global_counts, task_weights
             )
@@ -82,16 +82,16 @@ def accumulate_gradients(
                 term = loss_head.router.term(output.router_logits, batch.input_ids.numel(), global_tokens)
                 totals[1] += term.detach()
                 objective = objective + term
-            accelerator.backward(objective * accelerator.num_processes)
+            engine.backward(objective)
         totals[2:].index_add_(0, batch.segment_tasks[batch.token_segments], losses.double())
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    grad_norm = engine.clip(model, max_grad_norm)
     loss, router_loss, *task_sums = accelerator.reduce(totals, reduction="sum").tolist()
     task_tokens = global_counts[0].tolist()
     return StepResult(
         loss=loss,
         router_loss=router_loss,
         task_losses=[total / count if count else None for total, count in zip(task_sums, task_tokens, strict=True)],
-        grad_norm=float(grad_norm),
+        grad_norm=grad_norm,
         supervised_tokens=int(sum(task_tokens)),
         tokens=int(global_tokens),
     )

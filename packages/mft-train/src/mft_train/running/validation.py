@@ -8,14 +8,27 @@ from mft_train.loss.task_losses import task_losses
 from mft_train.rows.dataset_dir import DatasetDir, validation_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from accelerate import Accelerator
     from torch import nn
 
     from mft_train.loss.loss_head import LossHead
 
 
-def validate(accelerator: Accelerator, model: nn.Module, loss_head: LossHead, dataset: DatasetDir) -> dict[str, float]:
-    """Mean token loss in nats of every task with validation tokens, in task order, over each row exactly once."""
+def validate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loss_head: LossHead,
+    dataset: DatasetDir,
+    is_cut_short: Callable[[], bool],
+) -> dict[str, float] | None:
+    """Mean token loss in nats of every task with validation tokens, in task order, over each row exactly once.
+
+    None if `is_cut_short`, which all ranks ask together before each row, ended it.
+    """
     rows = validation_rows(dataset, accelerator.process_index, accelerator.num_processes)
-    losses = task_losses(accelerator, model, loss_head, rows, len(dataset.tasks))
+    losses = task_losses(accelerator, model, loss_head, rows, len(dataset.tasks), is_cut_short)
+    if losses is None:
+        return None
     return {task.name: loss for task, loss in zip(dataset.tasks, losses, strict=True) if loss is not None}

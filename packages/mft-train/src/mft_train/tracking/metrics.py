@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mft_train.config.config import RunConfig
 
 
+# Events of a run that was over, which it is no more when it goes on.
+ENDS = ("early_stop", "end")
+
+
 class MetricsWriter:
     """Appends one JSON object per event, passes its numbers to the trackers and shows it.
 
@@ -62,7 +66,7 @@ class MetricsWriter:
 
 
 def keep_events(path: Path, global_step: int) -> None:
-    """Rewrites metrics.jsonl with the events up to `global_step`; a line cut off by a kill goes too.
+    """Rewrites metrics.jsonl with the events up to `global_step`; the run's end and a line cut off by a kill go too.
 
     With `global_step` 0 the run begins anew, and its first validation is about to happen again.
     """
@@ -72,7 +76,7 @@ def keep_events(path: Path, global_step: int) -> None:
             event = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-        if 0 < global_step >= event["global_step"]:
+        if 0 < global_step >= event["global_step"] and event["event"] not in ENDS:
             kept.append(line)
     staging = path.with_name(f".{path.name}.partial")
     staging.write_bytes(b"".join(kept))

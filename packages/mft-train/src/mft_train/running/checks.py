@@ -1,0 +1,60 @@
+"""Checks that a run begins with, before any model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mft_train.balancing.balance import check_balancer
+from mft_train.errors import TrainError
+from mft_train.model.compute import settle_compute
+from mft_train.optimization.optimizer import check_optimizer
+from mft_train.rows.dataset_dir import DatasetDir, open_dataset
+from mft_train.rows.mixture import drawn_dataset
+from mft_train.tracking.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from mft_train.config.config import RunConfig
+
+
+def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
+    """The dataset, after every check that needs no model; raises TrainError."""
+    rows, unit = config.global_batch_size, config.micro_batch_size * world_size
+    if rows % unit:
+        raise TrainError(
+            f"global_batch_size {rows} is not a multiple of micro_batch_size {config.micro_batch_size} "
+            f"x {world_size} processes",
+            fix=f"set it to {max(1, round(rows / unit)) * unit}",
+        )
+    dataset = drawn_dataset(open_dataset(config.dataset), config)
+    check_balancer(config, dataset)
+    check_trackers(config)
+    if config.early_stopping_patience and not any(task.validation_rows for task in dataset.tasks):
+        raise TrainError(
+            "early_stopping_patience needs validation rows, the dataset has none",
+            where=str(dataset.path),
+            fix="build it with validation rows, or remove early_stopping_patience",
+        )
+    return dataset
+
+
+def check_device(config: RunConfig, device: torch.device) -> None:
+    """Raises TrainError for settings that a device of this kind cannot run."""
+    settle_compute(config, device)
+    check_optimizer(config, device)
+
+
+def check_output(run_dir: Path, *, is_resume: bool, is_overwrite: bool) -> None:
+    """Raises TrainError if the run directory holds something that neither flag allows for."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise TrainError(f'output "{run_dir}" is not a directory', fix="choose another output")
+    is_used = run_dir.is_dir() and any(not path.match(".*.partial") for path in run_dir.iterdir())
+    if is_used and not is_resume and not is_overwrite:
+        raise TrainError(f'output "{run_dir}" is not empty', fix="choose another, or use --resume or --overwrite")
+    if is_used and is_overwrite and not (run_dir / "config.yaml").is_file():
+        raise TrainError(f'output "{run_dir}" is not a run directory, it is not overwritten', fix="choose another")
+    if is_resume and not is_used:
+        raise TrainError(f'output "{run_dir}" has nothing to resume', fix="start without --resume")

@@ -1,0 +1,87 @@
+"""The law across processes: two gloo ranks have the gradient of one, in float64."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from mft_train.rows.packed_batch import Row
+
+REDUCTIONS = ["token_mean", "sample_mean", "task_mean", "task_sample_mean"]
+SPLITS = [(1, 1), (1, 3), (2, 1), (2, 2), (2, 4)]  # (ranks, rows in a forward pass)
+# Every rank takes each second row; rank 0 prints loss, norm and gradient for each reduction and micro batch size.
+RANK = """
+    import json, sys
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+    from mft_train.engine.plain import start_engine
+    from mft_train.engine.world import announce, read_world
+    from mft_train.loss.loss_head import LossHead
+    from mft_train.model import segment_attention
+    from mft_train.model.compute import Compute
+    from mft_train.rows.packed_batch import Row
+    from mft_train.running.train_step import accumulate_gradients
+    import os
+
+    path, rows, cases, out = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+    world = read_world(os.environ)
+    announce(world, os.environ)
+    engine = start_engine(world, Compute(torch.device("cpu"), "float32", "segments", False), 60)
+    segment_attention.register()
+    bare = AutoModelForCausalLM.from_pretrained(path, attn_implementation="segments", dtype=torch.float64)
+    head = LossHead(bare)
+    model, _ = engine.prepare(bare, torch.optim.SGD(bare.parameters()))
+    rows = [Row(np.array(ids), np.array(mask), np.array(lengths), task) for ids, mask, lengths, task in rows]
+    answers = []
+    for reduction, micro_batch_size in cases:
+        model.zero_grad()
+        result = accumulate_gradients(
+            engine, model, head, rows[world.rank::world.world_size], micro_batch_size=micro_batch_size,
+            reduction=reduction, task_weights=torch.tensor([1.0, 2.5], dtype=torch.float64), max_grad_norm=1e9)
+        gradient = torch.cat([parameter.grad.flatten() for parameter in bare.parameters()])
+        assert gradient.dtype == torch.float64
+        answers.append([result.loss, result.grad_norm, *gradient.tolist()])
+    if world.is_main:
+        np.save(out, np.array(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(make_row):
+    generator = np.random.default_rng(3)
+    samples = [make_row(generator, 40) for _ in range(8)]
+    made = [Row(**sample, task_id=task) for sample, task in zip(samples, (0, 0, 1, 0, 1, 0, 0, 0), strict=True)]
+    # One rank has a row with nothing to learn from.
+    made[5] = Row(made[5].input_ids, np.zeros_like(made[5].loss_mask), made[5].segment_lengths, 0)
+    return [[row.input_ids.tolist(), row.loss_mask.tolist(), row.segment_lengths.tolist(), row.task_id] for row in made]
+
+
+def gradients(tiny_model, rows, folder, num_ranks, cases):
+    script, out = folder / "rank.py", folder / f"{num_ranks}.npy"
+    script.write_text(textwrap.dedent(RANK))
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--standalone"]
+    command += [str(script), str(tiny_model), json.dumps(rows), json.dumps(cases), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(map(tuple, cases), np.load(out), strict=True))
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradient_of_one_in_float64(tiny_model, rows, tmp_path):
+    found = {}
+    for num_ranks in (1, 2):
+        cases = [(reduction, size) for reduction in REDUCTIONS for ranks, size in SPLITS if ranks == num_ranks]
+        found |= {
+            (num_ranks, *case): answer
+            for case, answer in gradients(tiny_model, rows, tmp_path, num_ranks, cases).items()
+        }
+    for reduction in REDUCTIONS:
+        expected = found[1, reduction, 1]
+        assert np.abs(expected).max() > 1e-3
+        for num_ranks, size in SPLITS:
+            answer = found[num_ranks, reduction, size]
+            assert np.abs(answer - expected).max() <= 1e-10, (reduction, num_ranks, size)

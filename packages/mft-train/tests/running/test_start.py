@@ -1,0 +1,122 @@
+"""The start of a run: it checks what it will do as it will do it, and runs no code of strangers."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from mft_train.cli import main
+from mft_train.model import segment_attention
+from mft_train.running.run_lock import sole_run
+
+SETTINGS = {"max_steps": 1, "global_batch_size": 4, "validation_interval": 0, "trackers": []}
+
+
+@pytest.fixture
+def config(tmp_path, tiny_model, tiny_dataset):
+    path = tmp_path / "run.yaml"
+    values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
+    path.write_text(yaml.safe_dump(SETTINGS | values))
+    return path
+
+
+def test_full_training_starts_with_an_attention_that_knows_half_precision_only(config, monkeypatch, other_precision):
+    """Trained weights are float32 and computing is autocast; transformers then gives flash-attn what it asks for."""
+    from transformers.integrations.flash_attention import get_target_dtype
+
+    compute = segment_attention.segment_attention
+
+    def halves_only(module, query, key, value, *args, **kwargs):
+        dtype = get_target_dtype(query, module) or query.dtype
+        if dtype == torch.float32:
+            raise ValueError("attention only supports fp16 and bf16")
+        return compute(module, query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(segment_attention, "segment_attention", halves_only)
+    result = CliRunner().invoke(main, ["launch", str(config), "method=full", "dtype=bfloat16"])
+    monkeypatch.undo()
+    segment_attention.register()
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize("command", ["launch", "plan"])
+def test_code_in_a_model_directory_is_not_run_whatever_is_typed(config, tmp_path, command):
+    model = tmp_path / "remote"
+    model.mkdir()
+    auto_map = {"AutoConfig": "custom.Custom", "AutoModelForCausalLM": "custom.Custom"}
+    (model / "config.json").write_text(json.dumps({"model_type": "custom", "auto_map": auto_map}))
+    (model / "custom.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    line = [sys.executable, "-m", "mft_train", command, str(config), f"model={model}"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(line, input="y\ny\ny\n", capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "Error: " in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with sole_run(tmp_path):
+        told = capsys.readouterr().err
+    assert told == (
+        f'the file system of output "{tmp_path}" has no locks (No locks available): nothing keeps a second run out\n'
+    )
+
+
+def environment(**variables):
+    """This process's, with a launcher's variables and no others."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return ours | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | variables
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"LOCAL_RANK": "0"}, "this process is started as one of several, but WORLD_SIZE is not set"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "accelerate asks for FSDP (ACCELERATE_USE_FSDP)"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            "this process is started as one of several, but LOCAL_WORLD_SIZE is not set",
+        ),
+    ],
+)
+def test_a_process_that_may_not_be_alone_does_not_train_alone(config, tmp_path, monkeypatch, variables, message):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(main, ["launch", str(config)])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_machines_that_do_not_share_the_output_are_found_at_the_start(config, tmp_path):
+    """Two ranks, each the only one of its machine, with a relative output in folders of their own."""
+    variables = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        variables["MASTER_PORT"] = str(probe.getsockname()[1])
+    ranks = []
+    for rank in range(2):
+        folder = tmp_path / f"machine-{rank}"
+        folder.mkdir()
+        line = [sys.executable, "-m", "mft_train", "launch", str(config), "output=run"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ranks.append(subprocess.Popen(line, cwd=folder, env=environment(RANK=str(rank), **variables), **pipes))
+    for rank, process in enumerate(ranks):
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 1
+        assert 'output "run" is not the same directory in rank 0 and in rank 1' in told, (rank, told)
+    assert not (tmp_path / "machine-0" / "run").exists()

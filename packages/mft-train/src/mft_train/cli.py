@@ -91,11 +91,15 @@ def report(run: Path, html: Path | None, overwrite: bool) -> None:
     if overwrite and html is None:
         raise click.UsageError("--overwrite is for --html FILE")
     with one_line_errors():
-        answer = html_report(run) if html else text_report(run)
-        if html and html != Path("-"):
-            write_report(answer, html, is_overwrite=overwrite)
-            answer = str(html)
-    click.echo(answer, nl=isinstance(answer, str))
+        if html is None:
+            click.echo(text_report(run))
+            return
+        page = html_report(run)
+        if html == Path("-"):
+            click.echo(page, nl=False)
+            return
+        write_report(page, html, is_overwrite=overwrite)
+    click.echo(html)
 
 
 @main.command()

@@ -66,9 +66,9 @@ class TaskBalance:
         """Sets the weights for step `global_step` (from 1) if it is one of the balancer's; all ranks together."""
         if (global_step - 1) % self.loss.balancer_interval:
             return
-        losses = (
-            self.probe_losses(accelerator, model, loss_head, global_step) if self.probe else [None] * len(self.tasks)
-        )
+        losses: list[float | None] = [None] * len(self.tasks)
+        if self.probe:
+            losses = self.probe_losses(self.probe, accelerator, model, loss_head, global_step)
         names = [task.name for task in self.tasks]
         weights, self.state = task_weights(self.loss, names, self.state, losses)
         self.task_weights = [1.0] * self.num_tasks
@@ -76,11 +76,11 @@ class TaskBalance:
             self.task_weights[task.task_id] = weight
 
     def probe_losses(
-        self, accelerator: Accelerator, model: nn.Module, loss_head: LossHead, global_step: int
+        self, probe: Probe, accelerator: Accelerator, model: nn.Module, loss_head: LossHead, global_step: int
     ) -> list[float | None]:
         """The loss of every trained task on this step's probe; raises TrainError if one is not finite."""
         draw = 0 if self.loss.balancer in SAME_ROWS else global_step
-        rows = self.probe.rows(draw, accelerator.process_index, accelerator.num_processes)
+        rows = probe.rows(draw, accelerator.process_index, accelerator.num_processes)
         losses = task_losses(accelerator, model, loss_head, rows, self.num_tasks)
         spoilt = [task.name for task in self.tasks if not math.isfinite(losses[task.task_id] or 0.0)]
         if spoilt:

@@ -31,24 +31,24 @@ def coba(
     the `worst` task at every update.
     """
     num_tasks, length = len(probe_losses), settings.history_length
-    first = [
+    first: list[float | None] = [
         loss if known is None else known
         for known, loss in zip(state.get("first", [None] * num_tasks), probe_losses, strict=True)
     ]
     ratios = [
-        None if loss is None else loss / max(start, SMALLEST_FIRST_LOSS)
+        None if loss is None or start is None else loss / max(start, SMALLEST_FIRST_LOSS)
         for loss, start in zip(probe_losses, first, strict=True)
     ]
     history = [*state.get("ratios", []), ratios][-length:]
-    new_state = {"first": first, "ratios": history, "updates": state.get("updates", 0) + 1}
+    new_state: dict[str, Any] = {"first": first, "ratios": history, "updates": state.get("updates", 0) + 1}
     equal = [1 / num_tasks] * num_tasks
     if new_state["updates"] <= settings.warmup_updates:
         return equal, new_state
     current = slopes(history)
-    known = [slope for slope in current if slope is not None]
+    known_slopes = [slope for slope in current if slope is not None]
     new_state["slopes"] = [*state.get("slopes", []), current][-length:]
-    new_state["worst"] = [*state.get("worst", []), *([max(known)] if known else [])]
-    if not known:
+    new_state["worst"] = [*state.get("worst", []), *([max(known_slopes)] if known_slopes else [])]
+    if not known_slopes:
         return equal, new_state
     factor = divergence_factor(new_state["worst"], settings.tau)
     relative, absolute = relative_scores(current), absolute_scores(new_state["slopes"])

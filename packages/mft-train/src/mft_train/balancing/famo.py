@@ -64,7 +64,8 @@ def famo(
 def improvements(before: Sequence[float | None], now: Sequence[float | None]) -> np.ndarray:
     """log D(before) - log D(now) of each task, 0 where one of the two is not known."""
     pairs = zip(before, now, strict=True)
-    return np.array([0.0 if old is None else np.log(old + EPSILON) - np.log(new + EPSILON) for old, new in pairs])
+    logs = ([0.0, 0.0] if old is None or new is None else np.log([old + EPSILON, new + EPSILON]) for old, new in pairs)
+    return np.array([old - new for old, new in logs])
 
 
 def softmax_gradient(logits: np.ndarray, direction: np.ndarray) -> np.ndarray:

@@ -20,11 +20,13 @@ from mft_train.rows.row_stream import StreamPosition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     import torch
     from accelerate import Accelerator
     from torch import nn
+    from transformers import PreTrainedModel
 
 FORMAT_VERSION = "1"
 # Of Linux' renameat2: paths from the current folder, and names that change places.
@@ -46,7 +48,7 @@ def step_dir(run_dir: Path, global_step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{global_step:08d}"
 
 
-def save_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer_dir: Path, target: Path) -> None:
     """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename."""
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -55,7 +57,7 @@ def save_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
         publish(staging, target)
 
 
-def write_model(model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+def write_model(model: PreTrainedModel, tokenizer_dir: Path, target: Path) -> None:
     """Writes the model's files; raises TrainError if a tensor to be saved is empty."""
     empty = [name for name, tensor in model.named_parameters() if tensor.requires_grad and tensor.numel() == 0]
     if empty:
@@ -123,7 +125,11 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, changed: set[str]
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Path,
+    changed: AbstractSet[str],
 ) -> RunState:
     """Restores an adapter, the optimizer and the random state; raises TrainError if that cannot be.
 
@@ -204,7 +210,7 @@ def random_state() -> dict[str, Any]:
     """The state of every random number generator of this process."""
     import torch
 
-    numpy_state = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
     version, python_words, gauss = random.getstate()
     return {
         "python": [version, list(python_words), gauss],

@@ -10,6 +10,7 @@ from mft_train.config.config_file import flatten_values
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from mft_train.config.config import RunConfig
@@ -97,7 +98,7 @@ def difference(name: str, saved: dict[str, Any], current: dict[str, Any]) -> str
     return f"{name} is {current.get(name)!r}, the checkpoint was made with {saved.get(name)!r}"
 
 
-def forgets_balance(changed: set[str]) -> bool:
+def forgets_balance(changed: AbstractSet[str]) -> bool:
     """Whether the memory of a balancer has no meaning after these changes."""
     settings = ("loss.balancer", "loss.probe_rows", "loss.self_paced", "loss.coba", "loss.famo", "loss.focal")
-    return bool(changed & BALANCED_BY) or any(name.startswith(settings) for name in changed)
+    return not changed.isdisjoint(BALANCED_BY) or any(name.startswith(settings) for name in changed)

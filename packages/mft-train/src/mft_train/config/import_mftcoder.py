@@ -226,12 +226,13 @@ def loss(job: Import) -> None:
             f'weighted_loss_mode "{mode}" is not known', where=job.where, fix=f"use {', '.join(LOSS_MODES)}"
         )
     reduction, balancer = LOSS_MODES[mode]
-    job.settings["loss"] = {"reduction": reduction, "balancer": balancer}
+    loss: dict[str, Any] = {"reduction": reduction, "balancer": balancer}
+    job.settings["loss"] = loss
     job.note("weighted_loss_mode", "changed: counts are those of the global batch, not of each rank's micro batch")
     weights(job)
     if balancer == "coba":
         interval = job.old["coba_update_interval"]
-        job.settings["loss"]["coba"] = {
+        loss["coba"] = {
             "warmup_updates": -(-job.old["coba_warmup_steps"] // interval),
             "history_length": job.old["coba_history_length"],
             "tau": job.old["coba_tau"],
@@ -239,7 +240,7 @@ def loss(job: Import) -> None:
         probe(job, interval, "coba_sample_valid_num")
         job.note("coba_tau", "changed: the divergence factor is held to 1, as in the paper")
     elif balancer == "self_paced":
-        job.settings["loss"]["self_paced"] = {
+        loss["self_paced"] = {
             "history_length": job.old["selfpaced_history_length"],
             "scale": job.old["selfpaced_scale_factor"],
         }

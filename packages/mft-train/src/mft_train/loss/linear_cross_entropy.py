@@ -105,7 +105,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return coefficients.to(token_losses.dtype) @ token_losses, token_losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        upstream = upstreams[0]  # of the sum; token losses have none
         hidden_gradient, weight_gradient = ctx.saved_tensors
         # Made for this one backward: scaled in place.
         return (

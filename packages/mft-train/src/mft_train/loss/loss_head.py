@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from mft_train.loss.router_loss import RouterLoss
     from mft_train.rows.packed_batch import PackedBatch
@@ -27,7 +28,7 @@ class LossHead:
     projection) give their logits at supervised positions, and the loss is taken from those.
     """
 
-    def __init__(self, model: nn.Module, router: RouterLoss | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, router: RouterLoss | None = None) -> None:
         self.projection = plain_projection(model)
         self.router = router
 
@@ -44,23 +45,25 @@ class LossHead:
             labels, coefficients = labels.new_zeros(1), coefficients.new_zeros(1)
         losses: list[Tensor] = []
 
-        def weighted(hidden: Tensor) -> Tensor:
-            objective, token_losses = linear_cross_entropy(hidden[0], self.projection.weight, labels, coefficients)
-            losses.append(token_losses)
-            return objective
-
-        if self.projection is None:
+        projection = self.projection
+        if projection is None:
             output = model(**keywords)
             losses.append(token_losses_of(output.logits[0], labels))
             objective = coefficients.to(losses[0].dtype) @ losses[0]
         else:
-            with replaced_forward(self.projection, weighted):
+
+            def weighted(hidden: Tensor) -> Tensor:
+                objective, token_losses = linear_cross_entropy(hidden[0], projection.weight, labels, coefficients)
+                losses.append(token_losses)
+                return objective
+
+            with replaced_forward(projection, weighted):
                 output = model(**keywords)
             objective = output.logits
         return objective, losses[0].detach()[: 0 if is_empty else None], output
 
 
-def plain_projection(model: nn.Module) -> nn.Linear | None:
+def plain_projection(model: PreTrainedModel) -> nn.Linear | None:
     """The output projection, if a linear layer without bias whose output is what the model gives as logits; else None.
 
     Found out by giving the model a known output of the projection, of values large enough to show any cap.

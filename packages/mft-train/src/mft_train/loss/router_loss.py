@@ -11,7 +11,8 @@ from mft_train.errors import TrainError
 from mft_train.rows.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
 
@@ -41,14 +42,16 @@ class RouterLoss:
         """
         from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-        return load_balancing_loss_func(router_logits, router_logits[0].shape[-1], self.experts_per_token)
+        num_experts = router_logits[0].shape[-1]
+        loss: Any = load_balancing_loss_func(router_logits, num_experts, self.experts_per_token)  # ty: ignore
+        return loss
 
     def term(self, router_logits: tuple[Tensor, ...], num_tokens: int, global_tokens: Tensor | float) -> Tensor:
         """A micro batch's share of the objective: `num_tokens` are its own, `global_tokens` of the whole step."""
         return self.of_batch(router_logits) * (self.coefficient * num_tokens / global_tokens)
 
 
-def find_router_loss(model: nn.Module, config: RunConfig) -> RouterLoss | None:
+def find_router_loss(model: PreTrainedModel, config: RunConfig) -> RouterLoss | None:
     """The term that this model and config ask for, None for no term; raises TrainError if it cannot be computed.
 
     A short forward pass compares it with the model's own.

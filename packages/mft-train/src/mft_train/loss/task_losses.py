@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from mft_train.rows.packed_batch import Row
 
 
+class CutShort(Exception):  # noqa: N818 - nothing is wrong
+    """The measurement was given up before its end."""
+
+
 def task_losses(
     accelerator: Accelerator,
     model: nn.Module,
@@ -23,11 +27,11 @@ def task_losses(
     rows: Iterable[Row],
     num_tasks: int,
     is_cut_short: Callable[[], bool] = lambda: False,
-) -> list[float | None] | None:
+) -> list[float | None]:
     """Mean token loss in nats of every task over the rows of all ranks; None for a task without supervised tokens.
 
     Every rank has as many rows. Runs without dropout and draws no random number, so that training is not disturbed.
-    `is_cut_short`, which all ranks ask together before each row, ends it without an answer: None.
+    Raises CutShort once `is_cut_short`, which all ranks ask together before each row, says so.
     """
     import torch
 
@@ -38,7 +42,7 @@ def task_losses(
         with torch.no_grad(), accelerator.autocast():
             for row in rows:
                 if is_cut_short():
-                    return None
+                    raise CutShort
                 batch = pack_rows([row]).to(accelerator.device)
                 _, losses, _ = loss_head(bare_model, batch, batch.labels.new_ones(len(batch.labels)))
                 sums[0, row.task_id] += losses.double().sum()

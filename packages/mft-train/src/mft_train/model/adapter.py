@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
 
 
-def add_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
+def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
     """The model with a LoRA adapter, B zero, the base frozen; raises TrainError for targets it does not have."""
     from peft import LoraConfig, get_peft_model
 
@@ -21,7 +21,7 @@ def add_adapter(model: nn.Module, config: RunConfig) -> nn.Module:
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # ty: ignore[invalid-argument-type] - peft takes fractions
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
     )

@@ -25,7 +25,8 @@ def base_identity(model: str) -> str:
     if not directory.is_dir():
         from transformers.utils import cached_file
 
-        return f"{model} at commit {Path(cached_file(model, 'config.json')).parent.name}"
+        path = Path(str(cached_file(model, "config.json")))  # .../snapshots/COMMIT/config.json
+        return f"{model} at commit {path.parent.name}"
     names = ["config.json", *weight_names(directory)]
     try:
         with ThreadPoolExecutor(NUM_READERS) as pool:  # hashing releases the interpreter

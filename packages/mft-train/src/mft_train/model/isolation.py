@@ -8,17 +8,19 @@ import numpy as np
 
 from mft_train.errors import TrainError
 from mft_train.model import segment_attention
+from mft_train.model.load import num_embeddings
 from mft_train.rows.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 # Largest difference, relative to the largest logit, between a conversation packed with another and alone.
 ISOLATION_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def check_isolation(model: nn.Module, dtype: str, *, is_packed: bool = True) -> None:
+def check_isolation(model: PreTrainedModel, dtype: str, *, is_packed: bool = True) -> None:
     """Raises TrainError unless two conversations in one row have the logits that each has alone.
 
     A run whose forward passes hold one conversation each, `is_packed` false, needs no more than that they work.
@@ -28,7 +30,7 @@ def check_isolation(model: nn.Module, dtype: str, *, is_packed: bool = True) -> 
     attention = model.config.get_text_config()._attn_implementation
     instead = f"set attention: {'eager' if attention == segment_attention.NAME else segment_attention.NAME}"
 
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = num_embeddings(model)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=24)
     mask = np.ones(24, dtype=np.uint8)
     whole = Row(ids, mask, np.array([11, 13]), 0)

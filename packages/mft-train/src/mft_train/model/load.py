@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_train.errors import TrainError, is_out_of_memory
 from mft_train.model import segment_attention
@@ -15,14 +15,16 @@ from mft_train.model.lora_linear import fuse_adapters
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
     from mft_train.model.compute import Compute
     from mft_train.rows.dataset_dir import DatasetDir
 
 
-def load_model(config: RunConfig, compute: Compute, dataset: DatasetDir, weights_dir: Path | None = None) -> nn.Module:
+def load_model(
+    config: RunConfig, compute: Compute, dataset: DatasetDir, weights_dir: Path | None = None
+) -> PreTrainedModel:
     """The model to train, in train mode on its device; raises TrainError if it does not fit the dataset.
 
     Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
@@ -37,23 +39,24 @@ def load_model(config: RunConfig, compute: Compute, dataset: DatasetDir, weights
     dtype = getattr(torch, compute.dtype) if frozen_base else torch.float32
     source = str(weights_dir or config.model)
     with loading(source):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=compute.attention,
             trust_remote_code=False,
             output_loading_info=True,
         )
+        model, found = loaded
     if found["missing_keys"]:
         raise TrainError(
             f'weight "{min(found["missing_keys"])}" is missing, it would be random',
             where=source,
             fix="delete this checkpoint" if weights_dir else "give a causal language model with all its weights",
         )
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
-    if dataset.max_token_id >= num_embeddings:
+    vocabulary = num_embeddings(model)
+    if dataset.max_token_id >= vocabulary:
         raise TrainError(
-            f"the dataset has token ids up to {dataset.max_token_id}, the model has {num_embeddings} embeddings",
+            f"the dataset has token ids up to {dataset.max_token_id}, the model has {vocabulary} embeddings",
             where=str(dataset.path),
             fix="build the dataset with this model's tokenizer",
         )
@@ -65,7 +68,13 @@ def load_model(config: RunConfig, compute: Compute, dataset: DatasetDir, weights
     return model.to(compute.device).train()
 
 
-def empty_model(config: RunConfig) -> nn.Module:
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Token ids that the model can read."""
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.shape[0]
+
+
+def empty_model(config: RunConfig) -> PreTrainedModel:
     """The model to train, its adapter included, with shapes but without weights; raises TrainError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

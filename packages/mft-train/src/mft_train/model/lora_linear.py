@@ -69,10 +69,10 @@ class _LoraLinear(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         flat, reduced, weight, a, b = ctx.saved_tensors
         dtype = weight.dtype
-        upstream = upstream.reshape(-1, upstream.shape[-1]).to(dtype)
+        upstream = upstreams[0].reshape(-1, upstreams[0].shape[-1]).to(dtype)
         with torch.autocast(upstream.device.type, enabled=False):
             through_b = (upstream @ b.to(dtype)).mul_(ctx.scaling)
             x_gradient = None

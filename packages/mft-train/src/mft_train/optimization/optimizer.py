@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimize
     """The optimizer of `config`; norms, biases and other vectors are not decayed, embeddings keep 32-bit state."""
     import torch
 
-    settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
     groups = parameter_groups(model, config)
     if config.optimizer == TORCH:
         return torch.optim.AdamW(groups, fused=True, **settings)
@@ -75,7 +75,7 @@ def state_bytes(model: nn.Module, config: RunConfig) -> int:
     return total
 
 
-def grouped_adamw() -> type[torch.optim.Optimizer]:
+def grouped_adamw() -> Any:
     """bitsandbytes' AdamW with the bits of its state set by parameter group, and paged state that survives a load."""
     from bitsandbytes.optim import AdamW
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
     from mft_train.model.compute import Compute
@@ -62,7 +63,7 @@ def mean_row(tasks: Sequence[Task], config: RunConfig) -> tuple[float, float]:
 
 
 def estimate_memory(
-    config: RunConfig, compute: Compute, dataset: DatasetDir, model: nn.Module, num_processes: int
+    config: RunConfig, compute: Compute, dataset: DatasetDir, model: PreTrainedModel, num_processes: int
 ) -> Memory:
     """The memory of one device. A micro batch has full rows, supervised as they are on average.
 
@@ -87,7 +88,7 @@ def estimate_memory(
     )
 
 
-def logits_bytes(model: nn.Module, supervised: int, compute_bytes: int) -> int:
+def logits_bytes(model: PreTrainedModel, supervised: int, compute_bytes: int) -> int:
     """Memory of a loss over `supervised` positions: one chunk of logits at a time, and the gradients that are kept.
 
     For a model whose logits are its output projection's and nothing more; others keep all their logits.
@@ -100,7 +101,7 @@ def logits_bytes(model: nn.Module, supervised: int, compute_bytes: int) -> int:
     return chunk_bytes + supervised * width * compute_bytes + (weight.numel() * TRAINED_BYTES * weight.requires_grad)
 
 
-def activations_per_token(model: nn.Module, *, is_recomputed: bool) -> int:
+def activations_per_token(model: PreTrainedModel, *, is_recomputed: bool) -> int:
     """Numbers kept for the backward pass for each token: an estimate from the shape of a gated decoder layer.
 
     A layer keeps about 8 vectors of the hidden size, 2 of keys and values and 4 of the feed-forward size, and 3 of the

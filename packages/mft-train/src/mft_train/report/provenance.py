@@ -97,8 +97,9 @@ def read_manifest(location: str) -> Manifest | str:
 def task_data(entry: dict[str, Any]) -> TaskData:
     """One entry of the manifest's tasks; raises KeyError, TypeError or AttributeError."""
     splits = {
-        name: tuple(int(entry["splits"][name][key]) for key in ("rows", "tokens", "supervised_tokens"))
+        name: (int(split["rows"]), int(split["tokens"]), int(split["supervised_tokens"]))
         for name in ("train", "validation")
+        for split in (entry["splits"][name],)
     }
     sources = tuple(
         Source(str(source["file"]), int(source["size_bytes"]), str(source["sha256"])) for source in entry["sources"]

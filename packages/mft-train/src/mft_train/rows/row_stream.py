@@ -162,7 +162,7 @@ def numbered_dataset() -> type[StreamingDataset]:
     from streaming import StreamingDataset
 
     class NumberedDataset(StreamingDataset):
-        def get_item(self, sample_id: int, *arguments: Any) -> dict[str, Any]:
-            return super().get_item(sample_id, *arguments) | {SAMPLE: int(sample_id)}
+        def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+            return super().get_item(sample_id, retry) | {SAMPLE: int(sample_id)}
 
     return NumberedDataset

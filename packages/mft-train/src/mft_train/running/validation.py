@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mft_train.loss.task_losses import task_losses
+from mft_train.loss.task_losses import CutShort, task_losses
 from mft_train.rows.dataset_dir import DatasetDir, validation_rows
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def validate(
     None if `is_cut_short`, which all ranks ask together before each row, ended it.
     """
     rows = validation_rows(dataset, accelerator.process_index, accelerator.num_processes)
-    losses = task_losses(accelerator, model, loss_head, rows, len(dataset.tasks), is_cut_short)
-    if losses is None:
+    try:
+        losses = task_losses(accelerator, model, loss_head, rows, len(dataset.tasks), is_cut_short)
+    except CutShort:
         return None
     return {task.name: loss for task, loss in zip(dataset.tasks, losses, strict=True) if loss is not None}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from accelerate.tracking import GeneralTracker
+    from accelerate.tracking import MLflowTracker, WandBTracker
 
     from mft_train.config.config import RunConfig
 
@@ -51,7 +51,7 @@ class TensorBoard:
 class HostedRun:
     """A run at Weights & Biases or MLflow. What cannot be sent waits and is sent with a later event."""
 
-    def __init__(self, name: str, tracker: GeneralTracker) -> None:
+    def __init__(self, name: str, tracker: WandBTracker | MLflowTracker) -> None:
         self.name = name
         self.tracker = tracker
         self.waiting: deque[tuple[dict[str, float], int]] = deque()

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# oneDNN compiles kernels for every number of rows that it meets and keeps them: a run over packed rows would meet all.
+ROWS = 64
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` of x (T, in) and weight (out, in), a transposed view at will; no gradient is recorded.
@@ -14,7 +17,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch sends float32 products to BLAS, whose kernels are slower than oneDNN's on AMD's CPUs.
     """
     import torch
+    from torch.nn import functional as F
 
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.nn.functional.linear(x, weight, bias)
+        num_rows = len(x)
+        padded = F.pad(x, (0, 0, 0, -num_rows % ROWS)) if num_rows % ROWS else x
+        return torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")[:num_rows]
+    return F.linear(x, weight, bias)

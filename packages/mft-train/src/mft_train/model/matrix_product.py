@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # oneDNN compiles kernels for every number of rows that it meets and keeps them: a run over packed rows would meet all.
-ROWS = 64
+ROWS = 32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -27,7 +27,6 @@ def cut_model(base_model: Path, num_layers: int, out: Path) -> None:
 
 def resident_bytes(folder: Path, settings: dict) -> dict[int, int]:
     """Resident bytes of a run's process after the steps of SHOWN."""
-    import mft_train.running.train  # before the run, so that its imports are no growth  # noqa: F401
     from mft_train.cli import main as mft_train
     from mft_train.tracking.metrics import MetricsWriter
 

@@ -50,5 +50,5 @@ GROWTH = """
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this torch")
 def test_memory_does_not_grow_with_the_number_of_lengths():
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(GROWTH)], capture_output=True, text=True, check=True)
-    # 48 lengths, in steps of 32 rows, instead of 1,500; one takes some hundred kilobytes: 914 MiB were measured for all.
+    # 48 lengths, in steps of 32 rows, instead of 1,500, which took 914 MiB.
     assert float(done.stdout) < 100

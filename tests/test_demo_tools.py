@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "1"}
 

@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+pytestmark = pytest.mark.whole
+
 MESSAGES = [{"role": "user", "content": "Complete number 3: def add(a, b):"}]
 
 

@@ -15,6 +15,8 @@ from mft_train.model.base_weights import base_identity
 from mft_train.model.compute import Compute
 from mft_train.rows.dataset_dir import open_dataset
 
+pytestmark = pytest.mark.whole
+
 SETTINGS = {"max_steps": 2, "global_batch_size": 4, "validation_interval": 0, "trackers": []}
 
 

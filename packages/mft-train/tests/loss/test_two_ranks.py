@@ -1,5 +1,6 @@
-"""The law across processes: two gloo ranks have the gradient of one, in float64."""
+"""The law across processes: two gloo ranks have the gradient of one under every engine, in float64."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from mft_train.rows.packed_batch import Row
 
 REDUCTIONS = ["token_mean", "sample_mean", "task_mean", "task_sample_mean"]
 SPLITS = [(1, 1), (1, 3), (2, 1), (2, 2), (2, 4)]  # (ranks, rows in a forward pass)
-# Every rank takes each second row; rank 0 prints loss, norm and gradient for each reduction and micro batch size.
+ENGINES = {1: ["ddp"], 2: ["ddp", "fsdp"]}
+# Every rank takes each second row; rank 0 saves loss, norm and gradient by engine, reduction and micro batch size.
 RANK = """
     import json, sys
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
-    from mft_train.engine.plain import start_engine
+    from mft_train.config.config import RunConfig
+    from mft_train.engine.start import start_engine
     from mft_train.engine.world import announce, read_world
     from mft_train.loss.loss_head import LossHead
     from mft_train.model import segment_attention
@@ -30,19 +33,27 @@ RANK = """
     path, rows, cases, out = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
     world = read_world(os.environ)
     announce(world, os.environ)
-    engine = start_engine(world, Compute(torch.device("cpu"), "float32", "segments", False), 60)
     segment_attention.register()
-    bare = AutoModelForCausalLM.from_pretrained(path, attn_implementation="segments", dtype=torch.float64)
-    head = LossHead(bare)
-    model, _ = engine.prepare(bare, torch.optim.SGD(bare.parameters()))
+    compute = Compute(torch.device("cpu"), "float32", "segments", False)
+
+    def start(name):
+        settings = {"model": "m", "dataset": "d", "output": "o", "max_steps": 1, "distributed": {"engine": name}}
+        engine = start_engine(RunConfig(**settings), world, compute)
+        bare = AutoModelForCausalLM.from_pretrained(path, attn_implementation="segments", dtype=torch.float64)
+        head = LossHead(bare)
+        model, _ = engine.prepare(bare, lambda model: torch.optim.SGD(model.parameters()))
+        return engine, bare, head, model
+
+    started = {}
     rows = [Row(np.array(ids), np.array(mask), np.array(lengths), task) for ids, mask, lengths, task in rows]
     answers = []
-    for reduction, micro_batch_size in cases:
+    for name, reduction, micro_batch_size in cases:
+        engine, bare, head, model = started[name] = started.get(name) or start(name)
         model.zero_grad()
         result = accumulate_gradients(
             engine, model, head, rows[world.rank::world.world_size], micro_batch_size=micro_batch_size,
             reduction=reduction, task_weights=torch.tensor([1.0, 2.5], dtype=torch.float64), max_grad_norm=1e9)
-        gradient = torch.cat([parameter.grad.flatten() for parameter in bare.parameters()])
+        gradient = torch.cat([engine.whole(parameter.grad).flatten() for parameter in bare.parameters()])
         assert gradient.dtype == torch.float64
         answers.append([result.loss, result.grad_norm, *gradient.tolist()])
     if world.is_main:
@@ -74,14 +85,15 @@ def gradients(tiny_model, rows, folder, num_ranks, cases):
 def test_two_ranks_have_the_gradient_of_one_in_float64(tiny_model, rows, tmp_path):
     found = {}
     for num_ranks in (1, 2):
-        cases = [(reduction, size) for reduction in REDUCTIONS for ranks, size in SPLITS if ranks == num_ranks]
+        sizes = [size for ranks, size in SPLITS if ranks == num_ranks]
+        cases = list(itertools.product(ENGINES[num_ranks], REDUCTIONS, sizes))
         found |= {
             (num_ranks, *case): answer
             for case, answer in gradients(tiny_model, rows, tmp_path, num_ranks, cases).items()
         }
     for reduction in REDUCTIONS:
-        expected = found[1, reduction, 1]
+        expected = found[1, "ddp", reduction, 1]
         assert np.abs(expected).max() > 1e-3
-        for num_ranks, size in SPLITS:
-            answer = found[num_ranks, reduction, size]
-            assert np.abs(answer - expected).max() <= 1e-10, (reduction, num_ranks, size)
+        for (num_ranks, engine, name, size), answer in found.items():
+            if name == reduction:
+                assert np.abs(answer - expected).max() <= 1e-10, (num_ranks, engine, reduction, size)

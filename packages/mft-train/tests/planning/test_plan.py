@@ -161,3 +161,13 @@ def test_a_plan_makes_the_checks_of_a_run(run_config, tmp_path):
         result = CliRunner().invoke(main, ["plan", str(path)])
         assert result.exit_code == 1
         assert message in result.stderr
+
+
+def test_shared_weights_take_a_share_on_each_device(plan):
+    settings = {"method": "full"}
+    whole = json.loads(plan("--json", "--processes", "2", **settings))["memory"]
+    shared = json.loads(plan("--json", "--processes", "2", distributed={"engine": "fsdp"}, **settings))["memory"]
+    for name in ("gradients_bytes", "optimizer_bytes"):
+        assert shared[name] == pytest.approx(whole[name] / 2, abs=1)
+    assert whole["weights_bytes"] / 2 < shared["weights_bytes"] < 2 * whole["weights_bytes"]
+    assert (shared["gradient_buckets_bytes"], whole["gradient_buckets_bytes"]) == (0, whole["gradients_bytes"])

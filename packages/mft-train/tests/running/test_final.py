@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from mft_train.checkpoint import checkpoint
 from mft_train.cli import main
 
+pytestmark = pytest.mark.whole
+
 SETTINGS = {"max_steps": 3, "global_batch_size": 4, "validation_interval": 0, "trackers": []}
 
 
@@ -38,8 +40,8 @@ def while_final_is_written(monkeypatch):
     def while_final_is_written(action):
         write = checkpoint.write_model
 
-        def disturbed(model, tokenizer_dir, target):
-            write(model, tokenizer_dir, target)
+        def disturbed(model, weights, tokenizer_dir, target):
+            write(model, weights, tokenizer_dir, target)
             if "final" in target.name:
                 action()
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from accelerate import Accelerator
     from torch import nn
     from transformers import PreTrainedModel
+
+    from mft_train.engine.start import Engine
 
 FORMAT_VERSION = "1"
 # Of Linux' renameat2: paths from the current folder, and names that change places.
@@ -48,27 +49,56 @@ def step_dir(run_dir: Path, global_step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{global_step:08d}"
 
 
-def save_model(model: PreTrainedModel, tokenizer_dir: Path, target: Path) -> None:
-    """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename."""
-    staging = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    with writing(staging):
-        write_model(model, tokenizer_dir, staging)
-        publish(staging, target)
+def save_model(engine: Engine, model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+    """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename.
+
+    All ranks call this together; rank 0 writes.
+    """
+    weights = gathered_weights(engine, model)
+    if engine.accelerator.is_main_process:
+        staging = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        with writing(staging):
+            write_model(engine.accelerator.unwrap_model(model), weights, tokenizer_dir, staging)
+            publish(staging, target)
+    engine.accelerator.wait_for_everyone()
 
 
-def write_model(model: PreTrainedModel, tokenizer_dir: Path, target: Path) -> None:
-    """Writes the model's files; raises TrainError if a tensor to be saved is empty."""
-    empty = [name for name, tensor in model.named_parameters() if tensor.requires_grad and tensor.numel() == 0]
+def gathered_weights(engine: Engine, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every weight that is saved, whole and on the CPU, by name; empty on all ranks but 0, which call this together.
+
+    Those are the trained ones of a model with an adapter, else all. Weights that are tied share their memory.
+    """
+    bare_model = engine.accelerator.unwrap_model(model)
+    # First: shared weights that a validation left whole are shares again from here on.
+    everything = bare_model.state_dict()
+    tensors = dict(bare_model.named_parameters(remove_duplicate=False))
+    if hasattr(bare_model, "peft_config"):
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    else:
+        tensors = everything | tensors
+    gathered: dict[int, torch.Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in gathered:
+            whole = engine.whole(tensor.detach())
+            gathered[id(tensor)] = whole.cpu() if engine.accelerator.is_main_process else whole[:0]
+    if not engine.accelerator.is_main_process:
+        return {}
+    return {name: gathered[id(tensor)] for name, tensor in tensors.items()}
+
+
+def write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], tokenizer_dir: Path, target: Path) -> None:
+    """Writes the model's files with these weights; raises TrainError if one of them is empty."""
+    empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
     if empty:
         raise TrainError(f'parameter "{empty[0]}" is empty, the weights were not gathered', where=str(target))
-    model.save_pretrained(target)
+    model.save_pretrained(target, state_dict=weights)
     (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
     shutil.copytree(tokenizer_dir, target, dirs_exist_ok=True)
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
+    engine: Engine,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: RunState,
@@ -79,13 +109,15 @@ def save_checkpoint(
     """Writes a checkpoint from all ranks together; it appears by one rename after every rank has written."""
     import torch
 
+    accelerator = engine.accelerator
     staging = target.with_name(f".{target.name}.partial")
+    weights, moments = gathered_weights(engine, model), gathered_moments(engine, optimizer)
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
         with writing(staging):
             (staging / "state").mkdir(parents=True)
-            write_model(accelerator.unwrap_model(model), tokenizer_dir, staging / "model")
-            torch.save(optimizer.state_dict(), staging / "state" / "optimizer.pt")
+            write_model(accelerator.unwrap_model(model), weights, tokenizer_dir, staging / "model")
+            torch.save(moments, staging / "state" / "optimizer.pt")
     accelerator.wait_for_everyone()
     with writing(staging):
         torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
@@ -96,6 +128,16 @@ def save_checkpoint(
         (staging / "state" / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
         publish(staging, target)
     accelerator.wait_for_everyone()
+
+
+def gathered_moments(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state with whole tensors, the same under every engine; all ranks call this together."""
+    state = optimizer.state_dict()
+    whole = {
+        index: {name: engine.whole(value) if hasattr(value, "dim") else value for name, value in moments.items()}
+        for index, moments in state["state"].items()
+    }
+    return state | {"state": whole}
 
 
 @contextlib.contextmanager
@@ -125,38 +167,20 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    checkpoint: Path,
-    changed: AbstractSet[str],
+    engine: Engine, optimizer: torch.optim.Optimizer, checkpoint: Path, changed: AbstractSet[str]
 ) -> RunState:
-    """Restores an adapter, the optimizer and the random state; raises TrainError if that cannot be.
+    """Restores the optimizer and the random state; raises TrainError if that cannot be.
 
-    A full model has its weights already: it was loaded from the checkpoint. What has no meaning after the `changed`
-    settings begins anew: the moments of another optimizer, the memory of another balancer or with other tasks, and with
-    other data the validations'.
+    The model has its weights already. What has no meaning after the `changed` settings begins anew: the moments of
+    another optimizer, the memory of another balancer or with other tasks, and with other data the validations'.
     """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-
     document = read_run(checkpoint)
-    own_state = checkpoint / "state" / f"random-{accelerator.process_index:04d}.pt"
-    try:
-        load_adapter(accelerator.unwrap_model(model), checkpoint / "model")
+    own_state = checkpoint / "state" / f"random-{engine.accelerator.process_index:04d}.pt"
+    with reading(checkpoint):
         if "optimizer" not in changed:
-            load_optimizer(optimizer, checkpoint / "state" / "optimizer.pt")
+            load_optimizer(engine, optimizer, checkpoint / "state" / "optimizer.pt")
         if own_state.is_file():
             restore_random_state(load_tensors(own_state))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise TrainError(
-            f"the checkpoint cannot be loaded: {first_line(error)}",
-            where=str(checkpoint),
-            fix="its files are damaged: move it away to resume from the one before",
-        ) from error
     return RunState(
         document["global_step"],
         StreamPosition(**document["position"]),
@@ -165,10 +189,35 @@ def load_checkpoint(
     )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+@contextlib.contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Turns what damaged files raise into a TrainError."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise TrainError(
+            f"the checkpoint cannot be loaded: {first_line(error)}",
+            where=str(checkpoint),
+            fix="its files are damaged: move it away to resume from the one before",
+        ) from error
+
+
+def load_optimizer(engine: Engine, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Restores the moments; rates and decays stay those of the optimizer's own settings, and so of the config."""
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(load_tensors(path))
+    state = load_tensors(path)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, moments in state["state"].items():
+        for name, value in moments.items():
+            if hasattr(value, "dim"):
+                moments[name] = engine.share(value, parameters[index])
+    optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
 
@@ -189,7 +238,9 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
         return
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    saved, own = load_file(path), get_peft_model_state_dict(model)
+    with reading(directory.parent):
+        saved = load_file(path)
+    own = get_peft_model_state_dict(model)
     for name in sorted(saved.keys() | own.keys()):
         if name not in own or name not in saved or saved[name].shape != own[name].shape:
             there, here = (shape_of(tensors.get(name)) for tensors in (saved, own))

@@ -93,6 +93,24 @@ class LoraConfig(Section):
     )
 
 
+class DistributedConfig(Section):
+    """How a run of several processes spreads its weights."""
+
+    engine: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="ddp: every process holds all weights; fsdp: each holds a share of them; auto is ddp"
+    )
+    reshard_after_forward: bool = Field(
+        True, description="fsdp: let go of a layer's weights between forward and backward; false is faster, takes more"
+    )
+
+    @model_validator(mode="after")
+    def settings_have_an_effect(self) -> Self:
+        """Refuses settings that would silently do nothing."""
+        if self.engine != "fsdp" and not self.reshard_after_forward:
+            raise ValueError(f"reshard_after_forward has no effect with engine {self.engine}")
+        return self
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -157,6 +175,7 @@ class RunConfig(Section):
     keep_last: NonNegativeInt = Field(
         3, description="latest checkpoints to keep, beside the best validated one; 0: all of them"
     )
+    distributed: DistributedConfig = Field(DistributedConfig(), description="how several processes share the work")
     timeout_seconds: PositiveFloat = Field(
         3600.0, description="how long processes wait for each other, as for the one that writes a checkpoint"
     )

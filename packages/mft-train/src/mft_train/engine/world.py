@@ -67,8 +67,8 @@ def read_world(environment: Mapping[str, str]) -> World:
     for variable, name in UNKNOWN_ENGINES.items():
         if environment.get(variable, "false").lower() in ("1", "true", "yes"):
             raise TrainError(
-                f"accelerate asks for {name} ({variable}), which this version does not run",
-                fix="launch without it: what a run needs is in its own config",
+                f"accelerate asks for {name} ({variable}), which the launcher does not decide here",
+                fix="launch without it: a run's config has `distributed`",
             )
     if "RANK" in environment or "LOCAL_RANK" in environment:
         return checked(torchrun_world(environment), environment)

@@ -78,14 +78,35 @@ def estimate_memory(
     per_token = activations_per_token(model, is_recomputed=compute.gradient_checkpointing)
     # Autocast keeps a copy of each trained weight for the backward pass.
     copies = trained if compute.dtype != "float32" else 0
+    weights, gradients = frozen * compute_bytes + trained * TRAINED_BYTES, trained * TRAINED_BYTES
+    is_shared = config.distributed.engine == "fsdp"
+    shares = num_processes if is_shared else 1
     return Memory(
-        weights=frozen * compute_bytes + trained * TRAINED_BYTES,
-        gradients=trained * TRAINED_BYTES,
-        gradient_buckets=trained * TRAINED_BYTES if num_processes > 1 else 0,
-        optimizer=state_bytes(model, config),
+        weights=weights // shares + (whole_at_a_time(model, compute_bytes) if is_shared else 0),
+        gradients=gradients // shares,
+        gradient_buckets=gradients if num_processes > 1 and not is_shared else 0,
+        optimizer=state_bytes(model, config) // shares,
         logits=logits_bytes(model, supervised, compute_bytes),
         activations=(tokens * per_token + copies) * compute_bytes,
     )
+
+
+def whole_at_a_time(model: nn.Module, compute_bytes: int) -> int:
+    """Bytes of weights that shared ones are gathered into: those of the root, and the largest layer, twice.
+
+    The next layer is gathered while one computes.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    sizes = [
+        sum(TRAINED_BYTES * p.numel() if p.requires_grad else compute_bytes * p.numel() for p in module.parameters())
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
+    everything = sum(
+        TRAINED_BYTES * p.numel() if p.requires_grad else compute_bytes * p.numel() for p in model.parameters()
+    )
+    return everything - sum(sizes) + 2 * max(sizes, default=0)
 
 
 def logits_bytes(model: PreTrainedModel, supervised: int, compute_bytes: int) -> int:

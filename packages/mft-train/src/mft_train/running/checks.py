@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mft_train.balancing.balance import check_balancer
+from mft_train.engine.start import check_engine
 from mft_train.errors import TrainError
 from mft_train.model.compute import settle_compute
 from mft_train.optimization.optimizer import check_optimizer
@@ -29,6 +30,7 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
             f"x {world_size} processes",
             fix=f"set it to {max(1, round(rows / unit)) * unit}",
         )
+    check_engine(config, world_size)
     dataset = drawn_dataset(open_dataset(config.dataset), config)
     check_balancer(config, dataset)
     check_trackers(config)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mft_train.balancing.balance import TaskBalance
     from mft_train.checkpoint.validation_record import ValidationRecord
     from mft_train.config.config import RunConfig
-    from mft_train.engine.plain import PlainEngine
+    from mft_train.engine.start import Engine
     from mft_train.loss.loss_head import LossHead
     from mft_train.rows.dataset_dir import DatasetDir
     from mft_train.rows.row_stream import RowStream, StepRows
@@ -40,7 +40,7 @@ class Run:
 
     config: RunConfig
     dataset: DatasetDir
-    engine: PlainEngine
+    engine: Engine
     model: nn.Module
     loss_head: LossHead
     optimizer: torch.optim.Optimizer
@@ -184,7 +184,7 @@ class Run:
         state = replace(state, validation=state.validation.after_checkpoint(loss, state.global_step))
         target = checkpoint.step_dir(self.run_dir, state.global_step)
         checkpoint.save_checkpoint(
-            self.engine.accelerator,
+            self.engine,
             self.model,
             self.optimizer,
             state,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mft_train.balancing.balance import TaskBalance
-from mft_train.checkpoint.checkpoint import RunState, discard, load_checkpoint, read_run, save_model
+from mft_train.checkpoint.checkpoint import RunState, discard, load_adapter, load_checkpoint, read_run, save_model
 from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished, retain
 from mft_train.checkpoint.fingerprint import changed_settings, fingerprint
 from mft_train.config.config_file import write_config
-from mft_train.engine.plain import start_engine
+from mft_train.engine.start import start_engine
 from mft_train.errors import TrainError
 from mft_train.loss.loss_head import LossHead
 from mft_train.loss.router_loss import find_router_loss
@@ -62,7 +62,7 @@ def train(
 
     check_device(config, run_device())
     compute = settle_compute(config, run_device())
-    engine = start_engine(world, compute, config.timeout_seconds)
+    engine = start_engine(config, world, compute)
     accelerator = engine.accelerator
     compute = replace(compute, device=accelerator.device)
     dataset = check_inputs(config, world.world_size)
@@ -88,12 +88,14 @@ def train(
         accelerator.wait_for_everyone()
         if config.compile:
             compile_layers(model)
-        model, optimizer = engine.prepare(model, build_optimizer(model, config))
+        if start.checkpoint:
+            load_adapter(model, start.checkpoint / "model")
+        model, optimizer = engine.prepare(model, lambda model: build_optimizer(model, config))
         set_seed(config.seed, device_specific=True)
         stream = open_stream(config, dataset, world)
         state = RunState(0, StreamPosition())
         if start.checkpoint:
-            state = load_checkpoint(accelerator, model, optimizer, start.checkpoint, start.changed)
+            state = load_checkpoint(engine, optimizer, start.checkpoint, start.changed)
         run = Run(
             compute.settled(config),
             dataset,
@@ -186,9 +188,7 @@ def run_to_end(run: Run, state: RunState, resumed: Path | None) -> None:
         state, interrupt = run.loop(metrics, state, interrupts)
         # A tracker may wait long for its server when it is closed: the model comes first.
         if not interrupt:
-            if is_main:
-                save_model(accelerator.unwrap_model(run.model), run.dataset.tokenizer_dir, final)
-            accelerator.wait_for_everyone()
+            save_model(run.engine, run.model, run.dataset.tokenizer_dir, final)
             metrics.write("end", global_step=state.global_step)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mft_train.engine.plain import PlainEngine
+    from mft_train.engine.start import Engine
     from mft_train.loss.loss_head import LossHead
     from mft_train.rows.packed_batch import Row
 
@@ -41,7 +41,7 @@ class StepResult:
 
 
 def accumulate_gradients(
-    engine: PlainEngine,
+    engine: Engine,
     model: nn.Module,
     loss_head: LossHead,
     rows: Sequence[Row],

@@ -1,0 +1,70 @@
+"""Joining the processes of a run, and the engine that its config asks for."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mft_train.engine.fsdp import FsdpEngine
+from mft_train.engine.plain import PlainEngine
+from mft_train.errors import TrainError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mft_train.config.config import RunConfig
+    from mft_train.engine.world import World
+    from mft_train.model.compute import Compute
+
+    Engine = PlainEngine | FsdpEngine
+
+
+def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
+    """The engine of the run, its processes joined; raises TrainError if it cannot run what is asked for."""
+    check_engine(config, world.world_size)
+    accelerator = start_accelerator(world, compute, config.timeout_seconds)
+    if config.distributed.engine == "fsdp":
+        return FsdpEngine(accelerator, config.distributed)
+    return PlainEngine(accelerator)
+
+
+def check_engine(config: RunConfig, world_size: int) -> None:
+    """Raises TrainError for settings that the engine cannot run."""
+    if config.distributed.engine != "fsdp":
+        return
+    if world_size == 1:
+        raise TrainError("distributed.engine fsdp shares weights between processes, there is one", fix="--processes N")
+    if config.optimizer != "adamw":
+        raise TrainError(f"optimizer {config.optimizer} knows no shared weights", fix="set optimizer: adamw")
+    if config.compile:
+        raise TrainError("compile is not tested with fsdp", fix="set compile: false")
+
+
+def start_accelerator(world: World, compute: Compute, timeout_seconds: float) -> Accelerator:
+    """Joins the processes of the run; raises TrainError if other processes run than `world` says.
+
+    A process waits up to `timeout_seconds` for the others.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    on_cpu = compute.device.type == "cpu"
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by peft, would warn of what it detects
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if compute.dtype == "bfloat16" else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))],
+    )
+    found = accelerator.distributed_type.value
+    # A launcher's only process is a group of one.
+    expected = {"MULTI_CPU" if on_cpu else "MULTI_GPU"} | ({"NO"} if world.world_size == 1 else set())
+    ranks = (accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
+    if found not in expected or ranks != (world.rank, world.world_size, world.local_rank):
+        raise TrainError(
+            f"{world} was asked for, but accelerate runs rank {ranks[0]} of {ranks[1]}, local rank {ranks[2]}, "
+            f"as {found}",
+            fix="look at the variables that begin with ACCELERATE_ in the environment",
+        )
+    return accelerator

@@ -35,7 +35,7 @@ def convert(tmp_path):
 def test_a_small_config_takes_the_defaults_of_mftcoder(convert):
     config, notes = convert()
     assert (config.model, config.output, config.dataset) == ("base/", "out/", "dataset/")
-    assert (config.method, config.lora.rank, config.lora.alpha, config.lora.dropout) == ("lora", 96, 32.0, 0.05)
+    assert (config.method, config.lora.rank, config.lora.alpha, config.lora.dropout) == ("qlora", 96, 32.0, 0.05)
     assert (config.max_steps, config.epochs, config.warmup_ratio, config.warmup_steps) == (1000, None, 0.05, 0)
     assert (config.learning_rate, config.min_learning_rate, config.weight_decay) == (5e-5, 5e-6, 0.01)
     assert (config.micro_batch_size, config.global_batch_size, config.seed) == (8, 8, 1234)
@@ -110,7 +110,10 @@ def test_methods(convert):
     config, notes = convert(peft_type="lora", target_modules=["q_proj"])
     assert config.lora.target_modules == ["q_proj"]
     assert "peft_type" not in notes
-    assert "no qlora" in convert(peft_type="qlora")[1]["peft_type"]
+    config, notes = convert(peft_type="qlora")
+    assert (config.method, config.quantization.type, config.quantization.double_quant) == ("qlora", "nf4", True)
+    assert "peft_type" not in notes
+    assert "no adalora" in convert(peft_type="adalora")[1]["peft_type"]
 
 
 def test_the_dataset_command(convert):

@@ -16,6 +16,7 @@ import orjson
 from mft_train.checkpoint.fingerprint import forgets_balance
 from mft_train.checkpoint.validation_record import ValidationRecord
 from mft_train.errors import TrainError, is_out_of_memory
+from mft_train.model.quantization import write_record
 from mft_train.rows.row_stream import StreamPosition
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], tokeni
         raise TrainError(f'parameter "{empty[0]}" is empty, the weights were not gathered', where=str(target))
     model.save_pretrained(target, state_dict=weights)
     (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    write_record(model, target)
     shutil.copytree(tokenizer_dir, target, dirs_exist_ok=True)
 
 

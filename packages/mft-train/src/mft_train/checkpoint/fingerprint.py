@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mft_train.rows.dataset_dir import DatasetDir
 
 # With any of these changed, the weights or the moments of a checkpoint have no meaning.
-FIXED = ("model", "method", "lora.rank", "lora.target_modules")
+FIXED = ("model", "method", "lora.rank", "lora.target_modules", "quantization.type", "quantization.double_quant")
 # What a run may be given more or less of, or what changes no more than rounding: told, and gone on with.
 TOLD = ("max_steps", "epochs", "attention")
 # Everything else, such as data, loss and learning rate, is another run: gone on with by force alone.
@@ -63,7 +63,8 @@ def fingerprint(config: RunConfig, compute: Compute, dataset: DatasetDir, base: 
         "dtype": compute.dtype,
         "attention": compute.attention,
         **{name: getattr(config, name) for name in PLAIN},
-        **(dict(flatten_values(config.lora.model_dump(), "lora.")) if config.method == "lora" else {}),
+        **(dict(flatten_values(config.lora.model_dump(), "lora.")) if config.method != "full" else {}),
+        **(dict(flatten_values(config.quantization.model_dump(), "quantization.")) if config.method == "qlora" else {}),
         **dict(flatten_values(used, "loss.", whole=("task_weights",))),
     }
 

@@ -93,6 +93,13 @@ class LoraConfig(Section):
     )
 
 
+class QuantizationConfig(Section):
+    """The frozen base in 4 bits."""
+
+    type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit numbers by the quantiles of a normal, or floats")
+    double_quant: bool = Field(True, description="scales of the blocks in 8 bits, with scales of their own")
+
+
 class DistributedConfig(Section):
     """How a run of several processes spreads its weights."""
 
@@ -117,7 +124,9 @@ class RunConfig(Section):
     model: str = Field(description="base model: Hugging Face directory or hub id", examples=["base/"])
     dataset: str = Field(description="dataset directory written by mft-data build", examples=["dataset/"])
     output: str = Field(description="run directory to create", examples=["run/"])
-    method: Literal["lora", "full"] = Field("lora", description="train an adapter or all weights")
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="train an adapter, an adapter over a base in 4 bits, or all weights"
+    )
     max_steps: PositiveInt | None = Field(None, description="optimizer steps; give this or epochs", examples=[200])
     epochs: PositiveInt | None = Field(None, description="passes over the training rows; give this or max_steps")
     global_batch_size: PositiveInt = Field(16, description="packed rows per optimizer step, over all processes")
@@ -137,7 +146,8 @@ class RunConfig(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="AdamW's decay of the second moment")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are scaled down to this global norm")
     loss: LossConfig = Field(LossConfig(), description="the multi-task objective")
-    lora: LoraConfig = Field(LoraConfig(), description="the adapter, for method lora")
+    lora: LoraConfig = Field(LoraConfig(), description="the adapter, for methods lora and qlora")
+    quantization: QuantizationConfig = Field(QuantizationConfig(), description="the base, for method qlora")
     mixture: dict[str, NonNegativeFloat] = Field(
         {}, description="task to its share of the rows drawn, for every task; empty: by size, each row once per epoch"
     )

@@ -207,9 +207,10 @@ def method(job: Import) -> None:
     if job.old.get("peft_type") is None:
         job.settings["method"] = "full"
         return
-    job.settings["method"] = "lora"
-    if job.old["peft_type"] != "lora":
-        job.note("peft_type", f"changed: there is no {job.old['peft_type']}, method lora keeps the base unquantised")
+    kind = job.old["peft_type"]
+    job.settings["method"] = kind if kind in ("lora", "qlora") else "lora"
+    if kind not in ("lora", "qlora"):
+        job.note("peft_type", f"changed: there is no {kind}, method lora keeps the base unquantised")
     job.settings["lora"] = {
         "rank": job.old["lora_rank"],
         "alpha": job.old["lora_alpha"],

@@ -82,7 +82,7 @@ GONE: dict[str, str] = {
     "use_slow_tokenizer": NO_EFFECT,
     "use_random_sampler": NO_EFFECT,
     "world_size": "the number of processes comes from --processes or the launcher",
-    "quantization": "bases are not quantised: method lora keeps the base in the compute type",
+    "quantization": "4 bits are method qlora, which peft_type says; there is no base in 8 bits",
     "tokenizer_type": "the tokenizer is the dataset's",
     "per_device_eval_batch_size": "validation reads one row at a time",
     "resume_from_checkpoint": "use mft-train launch --resume, which restores more than the weights",

@@ -35,6 +35,8 @@ def check_engine(config: RunConfig, world_size: int) -> None:
         return
     if world_size == 1:
         raise TrainError("distributed.engine fsdp shares weights between processes, there is one", fix="--processes N")
+    if config.method == "qlora":
+        raise TrainError("method qlora does not run with fsdp", fix="set distributed.engine: ddp, or method: lora")
     if config.optimizer != "adamw":
         raise TrainError(f"optimizer {config.optimizer} knows no shared weights", fix="set optimizer: adamw")
     if config.compile:

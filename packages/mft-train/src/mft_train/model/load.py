@@ -11,6 +11,7 @@ from mft_train.errors import TrainError, is_out_of_memory
 from mft_train.model import segment_attention
 from mft_train.model.adapter import add_adapter
 from mft_train.model.lora_linear import fuse_adapters
+from mft_train.model.quantization import keep_exact, quantized_loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ def load_model(
 
     check_model_dir(config.model)
     segment_attention.register()
-    frozen_base = config.method == "lora"
+    frozen_base = config.method != "full"
     dtype = getattr(torch, compute.dtype) if frozen_base else torch.float32
     source = str(weights_dir or config.model)
     with loading(source):
@@ -45,6 +46,7 @@ def load_model(
             attn_implementation=compute.attention,
             trust_remote_code=False,
             output_loading_info=True,
+            **(quantized_loading(config, compute) if config.method == "qlora" else {}),
         )
         model, found = loaded
     if found["missing_keys"]:
@@ -62,10 +64,12 @@ def load_model(
         )
     if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.method == "qlora":
+        keep_exact(model)
     if frozen_base:
         model = add_adapter(model, config)
         fuse_adapters(model)
-    return model.to(compute.device).train()
+    return (model if config.method == "qlora" else model.to(compute.device)).train()
 
 
 def num_embeddings(model: PreTrainedModel) -> int:

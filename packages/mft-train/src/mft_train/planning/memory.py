@@ -6,12 +6,13 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mft_train.loss.linear_cross_entropy import chunks
 from mft_train.model.load import empty_model
+from mft_train.model.quantization import quantized_bytes
 from mft_train.optimization.optimizer import state_bytes
 from mft_train.rows.mixture import task_shares
 
@@ -78,7 +79,12 @@ def estimate_memory(
     per_token = activations_per_token(model, is_recomputed=compute.gradient_checkpointing)
     # Autocast keeps a copy of each trained weight for the backward pass.
     copies = trained if compute.dtype != "float32" else 0
-    weights, gradients = frozen * compute_bytes + trained * TRAINED_BYTES, trained * TRAINED_BYTES
+    frozen_bytes = frozen * compute_bytes
+    if config.method == "qlora":
+        quantized = quantized_weights(model)
+        frozen_bytes = (frozen - quantized) * compute_bytes
+        frozen_bytes += quantized_bytes(quantized, double_quant=config.quantization.double_quant)
+    weights, gradients = frozen_bytes + trained * TRAINED_BYTES, trained * TRAINED_BYTES
     is_shared = config.distributed.engine == "fsdp"
     shares = num_processes if is_shared else 1
     return Memory(
@@ -89,6 +95,15 @@ def estimate_memory(
         logits=logits_bytes(model, supervised, compute_bytes),
         activations=(tokens * per_token + copies) * compute_bytes,
     )
+
+
+def quantized_weights(model: PreTrainedModel) -> int:
+    """Numbers in the weights that method qlora quantises: of linear layers but the output projection."""
+    from torch import nn
+
+    output: Any = model.get_output_embeddings()
+    frozen = [module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
+    return sum(weight.numel() for weight in frozen if not weight.requires_grad)
 
 
 def whole_at_a_time(model: nn.Module, compute_bytes: int) -> int:

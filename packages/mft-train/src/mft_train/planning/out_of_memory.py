@@ -40,7 +40,9 @@ def advice(config: RunConfig) -> str:
         if config.optimizer == "adamw":
             steps.append("optimizer: adamw_8bit")
         steps.append("method: lora")
-    elif config.lora.rank > 16:
+    elif config.method == "lora":
+        steps.append("method: qlora")
+    if config.method != "full" and config.lora.rank > 16:
         steps.append("a smaller lora.rank")
     steps.append("a dataset with shorter rows (`mft-data build --seq-length`)")
     return "set in this order as far as needed: " + ", ".join(steps)

@@ -59,7 +59,9 @@ run's config.yaml and metrics.jsonl and the dataset's manifest.json.</p></footer
 
 def subject(config: dict[str, Any], log: RunLog) -> str:
     """What was trained, and how that stands, in a sentence."""
-    method = {"lora": "LoRA adapter for", "full": "All weights of"}.get(str(config.get("method")), "Trained from")
+    method = {"lora": "LoRA adapter for", "qlora": "QLoRA adapter for", "full": "All weights of"}.get(
+        str(config.get("method")), "Trained from"
+    )
     return f"{method} {config.get('model', 'an unnamed model')}. Status: {log.status}."
 
 

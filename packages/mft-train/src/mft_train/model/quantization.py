@@ -1,0 +1,81 @@
+"""The frozen base in 4 bits by bitsandbytes, for method qlora, and the record of it that a merge needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from mft_train.config.config import RunConfig
+    from mft_train.model.compute import Compute
+
+FORMAT_VERSION = "1"
+RECORD = "quantization.json"
+BLOCK_SIZE = 64  # numbers with one scale; bitsandbytes' own for 4 bits
+
+
+def quantized_loading(config: RunConfig, compute: Compute) -> dict[str, Any]:
+    """Keywords for `from_pretrained` that quantise every linear layer but the output projection, on its device."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    settings = config.quantization
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.type,
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, compute.dtype),
+    )
+    return {"quantization_config": quantization, "device_map": {"": compute.device}}
+
+
+def keep_exact(model: nn.Module) -> None:
+    """Lets quantised layers compute in the compute type alone.
+
+    On CPUs with bfloat16 products bitsandbytes packs weights anew at the first evaluation, and goes on in training with
+    what it made: coarser, and without a gradient for the layers below.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def quantized_modules(model: nn.Module) -> list[str]:
+    """The names, in the base model, of the layers whose weight is in 4 bits."""
+    from bitsandbytes.nn import Linear4bit
+
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    return sorted(name.removeprefix("base_model.model.").removesuffix(".base_layer") for name in names)
+
+
+def write_record(model: nn.Module, directory: Path) -> None:
+    """Writes how the base was quantised beside an adapter, if it was."""
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    state = layers[0].weight.quant_state
+    document = {
+        "format_version": FORMAT_VERSION,
+        "type": state.quant_type,
+        "block_size": state.blocksize,
+        "double_quantization": bool(state.nested),
+        "load_dtype": str(state.dtype).removeprefix("torch."),
+        "modules": quantized_modules(model),
+    }
+    (directory / RECORD).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def quantized_bytes(num_weights: int, *, double_quant: bool) -> int:
+    """Bytes of so many weights in 4 bits, with a scale of 4 bytes, or of little more than one, for each block."""
+    num_blocks = -(-num_weights // BLOCK_SIZE)
+    scales = num_blocks + 4 * -(-num_blocks // 256) if double_quant else 4 * num_blocks
+    return num_weights // 2 + scales

@@ -149,7 +149,7 @@ def changes(saved, current, tmp_path, *, is_forced=False):
 
 
 def test_every_name_of_the_table_is_a_setting(make):
-    assert set(FIXED) | set(TOLD) <= make().keys()
+    assert set(FIXED) | set(TOLD) <= make(method="qlora").keys()
 
 
 def test_nothing_changed_is_nothing_to_say(make, tmp_path):

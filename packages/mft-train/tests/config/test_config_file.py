@@ -67,7 +67,11 @@ def test_the_written_config_reads_back_the_same(write, tmp_path):
         (MINIMAL, ["seed"], '"seed" is not an override, write key=value or key.sub=value'),
         (MINIMAL, ["sed=1"], 'unknown key "sed", in override "sed=1", did you mean "seed"?'),
         (MINIMAL, ["model.x=1"], '"model" in override "model.x=1" is not a section'),
-        (MINIMAL, ["method=lor"], "\"method\" is 'lor': input should be 'lora', 'qlora' or 'full', in override \"method=lor\""),
+        (
+            MINIMAL,
+            ["method=lor"],
+            "\"method\" is 'lor': input should be 'lora', 'qlora' or 'full', in override \"method=lor\"",
+        ),
         (
             MINIMAL + "loss:\n  coba:\n    taw: 1\n",
             [],

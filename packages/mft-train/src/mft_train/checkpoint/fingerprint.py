@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from mft_train.rows.dataset_dir import DatasetDir
 
 # With any of these changed, the weights or the moments of a checkpoint have no meaning.
-FIXED = ("model", "method", "lora.rank", "lora.target_modules", "quantization.type", "quantization.double_quant")
+FIXED = (
+    "model",
+    "method",
+    "lora.rank",
+    "lora.target_modules",
+    "lora.rslora",
+    "lora.dora",
+    "lora.modules_to_save",
+    "quantization.type",
+    "quantization.double_quant",
+)
 # What a run may be given more or less of, or what changes no more than rounding: told, and gone on with.
 TOLD = ("max_steps", "epochs", "attention")
 # Everything else, such as data, loss and learning rate, is another run: gone on with by force alone.

@@ -91,6 +91,13 @@ class LoraConfig(Section):
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="module name endings that get an adapter, or all-linear"
     )
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead: ranks above 64 keep learning")
+    dora: bool = Field(
+        False, description="train the length of every row of W + update apart from its direction; slower"
+    )
+    modules_to_save: list[str] = Field(
+        [], description="module name endings that are trained whole beside the adapter, such as embed_tokens"
+    )
 
 
 class QuantizationConfig(Section):

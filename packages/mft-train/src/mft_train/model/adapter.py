@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
 
 
 def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
-    """The model with a LoRA adapter, B zero, the base frozen; raises TrainError for targets it does not have."""
+    """The model with a LoRA adapter, B zero, the base frozen; raises TrainError for modules it does not have.
+
+    What is trained is float32.
+    """
     from peft import LoraConfig, get_peft_model
 
     settings = config.lora
@@ -24,6 +28,9 @@ def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
         lora_alpha=settings.alpha,  # ty: ignore[invalid-argument-type] - peft takes fractions
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        modules_to_save=settings.modules_to_save or None,
     )
     if Path(config.model).is_dir():
         # The adapter must find its base from any working directory.
@@ -34,4 +41,22 @@ def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
         raise TrainError(
             f"no adapter can be made: {str(error).splitlines()[0]}", fix="set lora.target_modules to names in the model"
         ) from error
+    check_saved_modules(peft_model, settings.modules_to_save)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()  # a module that is trained whole comes in the base's type
     return peft_model
+
+
+def check_saved_modules(model: nn.Module, endings: list[str]) -> None:
+    """Raises TrainError for a module to train whole that the model does not have: peft would not say so."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    found = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)
+    }
+    missing = sorted({ending.rpartition(".")[2] for ending in endings} - found)
+    if missing:
+        raise TrainError(
+            f'no module of the model ends in "{missing[0]}"', fix="set lora.modules_to_save to names in it"
+        )

@@ -43,7 +43,7 @@ ORDER = {
     "mft_merge": [
         "errors",
         ("tensor_file", "json_file"),
-        ("adapter", "base_model", "tokenizer_files"),
+        ("adapter", "base_model", "model_config", "tokenizer_files"),
         "plan",
         "merged_values",
         "merge",

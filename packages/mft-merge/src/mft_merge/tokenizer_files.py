@@ -42,6 +42,21 @@ def tokenizer_paths(adapter_dir: Path, base_dir: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
+def with_old_tokenizer_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """The content of tokenizer_config.json such that transformers before version 5 takes the same tokenizer from it.
+
+    Version 5 names its own class and a list of `extra_special_tokens`; older versions know neither, and their
+    class adds `token_type_ids` to its output, which causal models refuse.
+    """
+    config = dict(config)
+    if isinstance(config.get("extra_special_tokens"), list) and "additional_special_tokens" not in config:
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    return config
+
+
 def stop_token_id(tokenizer_dir: Path) -> int | None:
     """The id of the EOS token of the tokenizer in `tokenizer_dir`, or None where its files do not say."""
     token: Any = None

@@ -44,7 +44,11 @@ ORDER = {
         "errors",
         ("tensor_file", "json_file"),
         ("adapter", "base_model", "model_config", "tokenizer_files"),
+        "live_model",
+        "targeted_parameters",
+        "changes",
         "plan",
+        "low_rank_factors",
         "merged_values",
         "merge",
         "cli",
@@ -69,7 +73,7 @@ ORDER = {
 MOST_FLAT_MODULES = 20
 NEVER_IN = {
     "mft_eval": {"torch", "transformers", "numpy", "tokenizers", "streaming"},
-    "mft_merge": {"transformers", "peft", "accelerate", "streaming"},
+    "mft_merge": {"accelerate", "streaming"},
     "mft_infer": {"streaming", "accelerate", "deepspeed"},
     "mft_data": {"torch", "peft", "accelerate", "deepspeed"},
 }

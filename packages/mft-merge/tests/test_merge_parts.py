@@ -26,7 +26,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 def test_a_zero_update_keeps_every_bit(words, dtype):
     weight = torch.tensor(words, dtype=torch.uint16).view(dtype)[:, None]
     left, right = torch.zeros(len(words), 3), torch.full((3, 1), -2.0)
-    assert bits(add_update(weight, left, right, 0.5, dtype)) == bits(weight)
+    assert bits(add_update(weight, [(left, right, 0.5)], dtype)) == bits(weight)
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(0, 1000), st.floats(-4, 4, width=32))
@@ -37,7 +37,7 @@ def test_an_update_is_the_plain_formula_in_float64(rows, columns, rank, seed, sc
         for shape in ((rows, columns), (rows, rank), (rank, columns))
     )
     expected = weight.double() + scale * (left.double() @ right.double())
-    merged = add_update(weight, left, right, scale, torch.float32)
+    merged = add_update(weight, [(left, right, scale)], torch.float32)
     torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -47,7 +47,7 @@ def test_an_update_worked_by_hand():
         torch.tensor([[1.0], [0.0]]),
         torch.tensor([[5.0, 6.0]]),
     )
-    assert add_update(weight, left, right, 2.0, torch.float32).tolist() == [[11.0, 14.0], [3.0, 4.0]]
+    assert add_update(weight, [(left, right, 2.0)], torch.float32).tolist() == [[11.0, 14.0], [3.0, 4.0]]
 
 
 @given(

@@ -128,12 +128,14 @@ def test_another_peft_type_is_refused(peft_type, adapter, fails, tmp_path):
         ("trainable_token_indices", [1]),
         ("lora_bias", True),
         ("init_lora_weights", "pissa"),
-        ("target_parameters", ["x"]),
+        ("alora_invocation_tokens", [1]),
+        ("layer_replication", [[0, 1]]),
     ],
 )
 def test_a_setting_that_changes_the_weights_otherwise_is_refused(setting, value, adapter, fails, tmp_path):
     edit_config(adapter, **{setting: value})
-    assert (value if setting == "init_lora_weights" else setting) in fails(adapter, tmp_path / "out")
+    named = {"init_lora_weights": value, "lora_bias": "(bias)"}.get(setting, setting)
+    assert named in fails(adapter, tmp_path / "out")
 
 
 def test_a_full_model_is_nothing_to_merge(base_dir, fails, tmp_path):

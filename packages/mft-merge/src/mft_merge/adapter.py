@@ -19,41 +19,66 @@ FACTOR_SUFFIXES = {
     ".lora_embedding_A": "embedding_a",
     ".lora_embedding_B": "embedding_b",
     ".lora_magnitude_vector": "magnitude",
+    ".lora_B.bias": "bias",
 }
+TOKENS_SUFFIX = ".token_adapter.trainable_tokens_delta"
 # PEFT settings that change what a merged weight is; each of them is refused by name.
 UNSUPPORTED_SETTINGS = (
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
-    "lora_bias",
     "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
 )
 # Initialisations that leave the base weights alone; the others (pissa, olora, ...) train over a changed base.
-BASE_KEEPING_INITS = (True, False, "gaussian", "eva", "orthogonal")
+BASE_KEEPING_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """One update, scale * B @ A; `a` is (rank, in), `b` is (out, rank), DoRA's `magnitude` is (out,)."""
+    """One update, scale * B @ A, or for `num_experts` matrices at once.
+
+    `a` is (num_experts * rank, in), `b` is (out, rank * num_experts), DoRA's `magnitude` is (out,). The live
+    parameter has the update as (out, in), or as (in, out) where `is_transposed`; None says that only the shape of the
+    weight can tell.
+    """
 
     a: StoredTensor
     b: StoredTensor
     scale: float
-    magnitude: StoredTensor | None
-    is_embedding: bool
+    magnitude: StoredTensor | None = None
+    is_transposed: bool | None = None
+    num_experts: int = 1
+
+    @property
+    def rank(self) -> int:
+        """The rank of one matrix of the update."""
+        return self.a.shape[0] // self.num_experts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of one matrix of the update."""
+        return self.b.shape[0], self.a.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class RowValues:
+    """Rows of an embedding, by the ids of their tokens, and the values that they have been trained to."""
+
+    token_ids: tuple[int, ...]
+    values: StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter; all three maps are keyed by the name of the base tensor.
+    """A LoRA adapter; the maps are keyed by the name of the parameter in the live model.
 
     `replacements` are whole tensors (modules_to_save, biases, resized embeddings); `base_copies` are the
-    values over which an embedding's update was trained, saved beside it by PEFT.
+    values over which an embedding's update was trained, saved beside it by PEFT; `shifts` are added to biases with
+    their scale; `rows` are trained tokens. `parameter_factors` are keyed by the module that holds targeted
+    parameters; which parameter each pair belongs to only the live model can tell.
     """
 
     adapter_dir: Path
@@ -61,6 +86,9 @@ class Adapter:
     updates: dict[str, LowRank]
     replacements: dict[str, StoredTensor]
     base_copies: dict[str, StoredTensor]
+    shifts: dict[str, tuple[StoredTensor, float]]
+    rows: dict[str, RowValues]
+    parameter_factors: dict[str, dict[str, StoredTensor]]
 
 
 def read_adapter(adapter_dir: Path) -> Adapter:
@@ -78,11 +106,23 @@ def read_adapter(adapter_dir: Path) -> Adapter:
     tensors = read_tensor_file(weights_path).tensors
     for tensor in tensors.values():
         _check_tensor(tensor)
-    factors, replacements, base_copies = _roles(tensors)
-    updates = {f"{module}.weight": _low_rank(module, found, config) for module, found in factors.items()}
-    if not updates:
+    roles = _roles(tensors)
+    # PEFT also writes inner copies of an embedding whose single tokens are trained: what counts are the tokens.
+    copies = {name: tensor for name, tensor in roles.base_copies.items() if name not in roles.tokens}
+    updates, shifts, parameter_factors = {}, {}, {}
+    for module, factors in roles.factors.items():
+        if config.get("target_parameters") and not _is_targeted(module, config):
+            parameter_factors[module] = factors
+            continue
+        updates[f"{module}.weight"] = low_rank(module, factors, config)
+        if "bias" in factors:
+            shifts[f"{module}.bias"] = factors["bias"], scale_of(module, config)
+    rows = {name: _row_values(name, tensor, config) for name, tensor in roles.tokens.items()}
+    if config.get("trainable_token_indices") and not rows:
+        raise MergeError('the adapter has no tensor for its "trainable_token_indices"', where=str(weights_path))
+    if not updates and not parameter_factors and not rows:
         raise MergeError("the adapter has no LoRA tensor", where=str(weights_path))
-    return Adapter(adapter_dir, config, updates, replacements, base_copies)
+    return Adapter(adapter_dir, config, updates, roles.replacements, copies, shifts, rows, parameter_factors)
 
 
 def pattern_value(patterns: dict[str, Any], module: str, default: Any) -> Any:
@@ -126,31 +166,62 @@ def _check_tensor(tensor: StoredTensor) -> None:
         raise MergeError(f'adapter tensor "{tensor.name}" is of type {tensor.dtype}', where=str(tensor.path))
 
 
-def _roles(
-    tensors: dict[str, StoredTensor],
-) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """Factors by module, replacements and base copies by tensor name."""
-    factors: dict[str, dict[str, StoredTensor]] = {}
-    replacements: dict[str, StoredTensor] = {}
-    base_copies: dict[str, StoredTensor] = {}
+@dataclass(slots=True)
+class _Roles:
+    """Factors by module, the rest by the name of the parameter."""
+
+    factors: dict[str, dict[str, StoredTensor]]
+    replacements: dict[str, StoredTensor]
+    base_copies: dict[str, StoredTensor]
+    tokens: dict[str, StoredTensor]
+
+
+def _roles(tensors: dict[str, StoredTensor]) -> _Roles:
+    roles = _Roles({}, {}, {}, {})
     for key, tensor in tensors.items():
         if not key.startswith(PREFIX):
             raise unused(tensor)
         name = key.removeprefix(PREFIX)
         suffix = next((suffix for suffix in FACTOR_SUFFIXES if name.endswith(suffix)), None)
         if suffix:
-            factors.setdefault(name.removesuffix(suffix), {})[FACTOR_SUFFIXES[suffix]] = tensor
+            roles.factors.setdefault(name.removesuffix(suffix), {})[FACTOR_SUFFIXES[suffix]] = tensor
+            continue
+        if name.endswith(TOKENS_SUFFIX):
+            roles.tokens[f"{name.removesuffix(TOKENS_SUFFIX)}.weight"] = tensor
             continue
         module, wrapper, parameter = _split_wrapper(name)
         if wrapper == "base_layer":
-            base_copies[f"{module}.{parameter}"] = tensor
+            roles.base_copies[f"{module}.{parameter}"] = tensor
         elif wrapper is None:
-            replacements[name] = tensor
+            roles.replacements[name] = tensor
         elif f"{PREFIX}{module}.{parameter}" not in tensors:
             # With a resized vocabulary PEFT also writes the two inner copies of a saved module; what counts is
             # the plain key beside them.
             raise unused(tensor)
-    return factors, replacements, base_copies
+    return roles
+
+
+def _is_targeted(module: str, config: dict[str, Any]) -> bool:
+    """Whether PEFT wrapped this module itself, and not a parameter of it: a parameter's name ends with its own."""
+    targets = config.get("target_modules") or []
+    if isinstance(targets, str):
+        return targets == "all-linear" or bool(re.fullmatch(targets, module))
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _row_values(name: str, tensor: StoredTensor, config: dict[str, Any]) -> RowValues:
+    """The trained tokens of the embedding `name`, with their ids from the config."""
+    wanted = config.get("trainable_token_indices")
+    module = name.removesuffix(".weight")
+    if isinstance(wanted, dict):
+        found = [ids for key, ids in wanted.items() if module == key or module.endswith(f".{key}")]
+        wanted = found[0] if len(found) == 1 else None
+    if not isinstance(wanted, list) or len(tensor.shape) != 2 or len(set(wanted)) != tensor.shape[0]:
+        raise MergeError(
+            f'adapter tensor "{tensor.name}" does not fit "trainable_token_indices" of the config',
+            where=str(tensor.path),
+        )
+    return RowValues(tuple(wanted), tensor)
 
 
 def _split_wrapper(name: str) -> tuple[str, str | None, str]:
@@ -162,24 +233,36 @@ def _split_wrapper(name: str) -> tuple[str, str | None, str]:
     return module, None, parameter
 
 
-def _low_rank(module: str, factors: dict[str, StoredTensor], config: dict[str, Any]) -> LowRank:
+def low_rank(module: str, factors: dict[str, StoredTensor], config: dict[str, Any], *, num_experts: int = 1) -> LowRank:
+    """The update that two factors of a module make, with its scale; what does not fit together is an error."""
     is_embedding = "embedding_a" in factors or "embedding_b" in factors
     prefix = "embedding_" if is_embedding else ""
-    expected = {f"{prefix}a", f"{prefix}b"} | ({"magnitude"} if config.get("use_dora") else set())
+    expected = {f"{prefix}a", f"{prefix}b"} | ({"magnitude"} if config.get("use_dora") and num_experts == 1 else set())
+    expected |= {"bias"} if config.get("lora_bias") else set()
     some = next(iter(factors.values()))
     if set(factors) != expected:
         wrong = ", ".join(sorted(expected ^ set(factors)))
         raise MergeError(f'the LoRA tensors of "{module}" do not fit together ({wrong})', where=str(some.path))
     a, b = factors[f"{prefix}a"], factors[f"{prefix}b"]
-    rank = pattern_value(config.get("rank_pattern") or {}, module, config["r"])
-    alpha = pattern_value(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-    if len(a.shape) != 2 or len(b.shape) != 2 or {a.shape[0], b.shape[1]} != {rank}:
+    rank = _rank_of(module, config)
+    if len(a.shape) != 2 or len(b.shape) != 2 or {a.shape[0], b.shape[1]} != {rank * num_experts}:
         raise MergeError(
             f'the LoRA tensors of "{module}" are {_shapes((a, b))}, not of the rank {rank} that the config gives',
             where=str(a.path),
         )
-    scale = alpha / (sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(a, b, scale, factors.get("magnitude"), is_embedding)
+    is_transposed = True if is_embedding else None
+    return LowRank(a, b, scale_of(module, config), factors.get("magnitude"), is_transposed, num_experts)
+
+
+def scale_of(module: str, config: dict[str, Any]) -> float:
+    """What the product of a module's factors is multiplied by."""
+    rank = _rank_of(module, config)
+    alpha = pattern_value(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+    return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _rank_of(module: str, config: dict[str, Any]) -> int:
+    return pattern_value(config.get("rank_pattern") or {}, module, config["r"])
 
 
 def unused(tensor: StoredTensor) -> MergeError:

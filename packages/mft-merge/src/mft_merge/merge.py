@@ -14,6 +14,7 @@ import click
 
 from mft_merge.adapter import Adapter, read_adapter
 from mft_merge.base_model import INDEX_NAME, BaseModel, read_base_model
+from mft_merge.changes import stored_changes
 from mft_merge.errors import MergeError
 from mft_merge.json_file import read_json, write_json
 from mft_merge.merged_values import merged_tiles
@@ -34,7 +35,7 @@ def merge(adapter_dir: Path, out_dir: Path, *, base_dir: Path | None, dtype: str
     base = read_base_model(base_dir or _named_base(adapter))
     _check_out(out_dir, (adapter_dir, base.base_dir), overwrite)
     code = next((code for code, name in FLOAT_TYPES.items() if name == dtype), "keep")
-    plan = make_plan(adapter, base, code)
+    plan = make_plan(stored_changes(adapter, base), base, adapter.config, code)
     _note_quantised_training(adapter)
     if plan.config_changes.get("tie_word_embeddings") is False:
         click.echo("note: input and output embeddings now differ, so the merged model does not tie them", err=True)

@@ -1,18 +1,21 @@
 """The arithmetic of a merge: tiles of rows of W + scale * B @ A in float32, rounded once."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 from mft_merge.errors import MergeError
-from mft_merge.plan import OutputTensor
+from mft_merge.low_rank_factors import factors, read_finite
+from mft_merge.plan import OutputTensor, Product
 from mft_merge.tensor_file import FLOAT_TYPES, StoredTensor, num_rows, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as TorchDtype
 
-# Stored bytes of one tile; at most about ten times as much is in memory while it is merged.
-TILE_BYTES = 16 << 20
+# Stored bytes of one tile; about eight times as much is in memory while it is merged.
+TILE_BYTES = 4 << 20
 
 
 def merged_tiles(tensor: OutputTensor) -> Iterator["Tensor"]:
@@ -20,85 +23,122 @@ def merged_tiles(tensor: OutputTensor) -> Iterator["Tensor"]:
     import torch
 
     dtype = getattr(torch, FLOAT_TYPES[tensor.dtype])
-    if tensor.update is None:
-        for weight in _tiles(tensor.source):
-            rounded = weight.to(dtype)
+    first_row = 0
+    for index, matrix in enumerate(_matrices(tensor)):
+        for weight, rounded in _matrix_tiles(tensor, matrix, tensor.products.get(index, ()), dtype):
+            _replace_rows(rounded, tensor, first_row)
             _check_finite(rounded, weight, tensor)
+            first_row += len(rounded)
             yield rounded
-        return
-    left, right = _factors(tensor)
-    magnitude = tensor.update.magnitude and read_finite(tensor.update.magnitude)
-    column_factor = None
-    if magnitude is not None and tensor.is_transposed:
-        column_factor = magnitude / _column_norms(tensor, left, right)
-    start = 0
-    for weight in _tiles(tensor.source):
-        rows = left[start : start + len(weight)]
-        start += len(weight)
-        if magnitude is None:
-            rounded = add_update(weight, rows, right, tensor.update.scale, dtype)
-        else:
-            sums = weight.float() + (rows @ right) * tensor.update.scale
-            if column_factor is None:
-                factor = (magnitude[start - len(weight) : start] / torch.linalg.norm(sums, dim=1))[:, None]
-            else:
-                factor = column_factor
-            rounded = (factor * sums).to(dtype)
-        _check_finite(rounded, weight, tensor)
-        yield rounded
 
 
-def add_update(weight: "Tensor", left: "Tensor", right: "Tensor", scale: float, dtype: "TorchDtype") -> "Tensor":
-    """weight + scale * left @ right in float32, rounded to `dtype`; where the update is zero, the weight itself.
+def add_update(weight: "Tensor", terms: list[tuple["Tensor", "Tensor", float]], dtype: "TorchDtype") -> "Tensor":
+    """weight + the sum of scale * left @ right in float32, rounded to `dtype`.
 
-    `weight` is (rows, columns), `left` (rows, rank), `right` (rank, columns). Keeping the weight where nothing
-    is added keeps the sign of its zeros and the bits of its NaNs.
+    `weight` is (rows, columns); each term is a left (rows, rank), a right (rank, columns) and a scale. A row to which
+    nothing is added, as its rows of `left` are zero, keeps its bits: the sign of its zeros and its NaNs, too.
     """
     import torch
 
-    update = (left @ right) * scale
-    return torch.where(update == 0, weight.to(dtype), (weight.float() + update).to(dtype))
+    is_zero = ~torch.stack([left.any(dim=1) for left, _, _ in terms]).any(dim=0)
+    if bool(is_zero.all()):
+        return weight.to(dtype)
+    total = weight.to(torch.float32, copy=True)
+    for left, right, scale in terms:
+        total += (left @ right).mul_(scale)
+    rounded = total.to(dtype)
+    if bool(is_zero.any()):
+        same_bytes = weight[is_zero].to(dtype).contiguous().view(torch.uint8)
+        rounded.view(torch.uint8)[is_zero] = same_bytes
+    return rounded
 
 
-def read_finite(tensor: StoredTensor) -> "Tensor":
-    """A whole adapter tensor as float32; one that is not finite is an error."""
+def _matrices(tensor: OutputTensor) -> list[StoredTensor]:
+    """The source as matrices of rows: one, or one for each index of the first of three dimensions."""
+    source = tensor.source
+    if len(source.shape) != 3 or not tensor.products:
+        return [source]
+    num_bytes = source.num_bytes // source.shape[0]
+    return [
+        replace(source, shape=source.shape[1:], offset=source.offset + index * num_bytes, num_bytes=num_bytes)
+        for index in range(source.shape[0])
+    ]
+
+
+def _matrix_tiles(
+    tensor: OutputTensor, matrix: StoredTensor, products: tuple[Product, ...], dtype: "TorchDtype"
+) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """Tiles of a matrix as they are stored, and as they are merged."""
+    if tensor.shifts:
+        weight = read_rows(matrix, 0, num_rows(matrix))
+        total = weight.float() + sum(read_finite(values) * scale for values, scale in tensor.shifts)
+        yield weight, total.to(dtype)
+        return
+    if not products:
+        for _, weight in _tiles(matrix):
+            yield weight, weight.to(dtype)
+        return
+    terms = [(*factors(product, *matrix.shape), product.update.scale) for product in products]
+    if products[0].update.magnitude:
+        yield from _decomposed_tiles(matrix, products[0], terms[0], products[0].update.magnitude, dtype)
+        return
+    for start, weight in _tiles(matrix):
+        rows = [(left[start : start + len(weight)], right, scale) for left, right, scale in terms]
+        yield weight, add_update(weight, rows, dtype)
+
+
+def _decomposed_tiles(
+    matrix: StoredTensor,
+    product: Product,
+    term: tuple["Tensor", "Tensor", float],
+    stored_magnitude: StoredTensor,
+    dtype: "TorchDtype",
+) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """Tiles of a matrix with DoRA: the magnitude over the norm of each output of W + scale * B @ A, times it."""
     import torch
 
-    values = read_rows(tensor, 0, num_rows(tensor)).float()
-    if not bool(torch.isfinite(values).all()):
-        raise MergeError(f'adapter tensor "{tensor.name}" has values that are not finite', where=str(tensor.path))
-    return values
+    left, right, scale = term
+    magnitude = read_finite(stored_magnitude)
+    column_factor = None
+    if product.is_transposed:
+        squares = torch.zeros(right.shape[1], dtype=torch.float64)
+        for start, weight in _tiles(matrix):
+            sums = weight.float() + (left[start : start + len(weight)] @ right) * scale
+            squares += sums.double().square().sum(dim=0)
+        column_factor = magnitude / squares.sqrt().float()
+    for start, weight in _tiles(matrix):
+        stop = start + len(weight)
+        sums = weight.float() + (left[start:stop] @ right) * scale
+        if column_factor is None:
+            factor = (magnitude[start:stop] / torch.linalg.norm(sums, dim=1))[:, None]
+        else:
+            factor = column_factor
+        yield weight, (factor * sums).to(dtype)
 
 
-def _factors(tensor: OutputTensor) -> tuple["Tensor", "Tensor"]:
-    """The (rows, rank) and (rank, columns) factors of the update as the weight is stored."""
-    a, b = read_finite(tensor.update.a), read_finite(tensor.update.b)
-    return (a.T.contiguous(), b.T.contiguous()) if tensor.is_transposed else (b, a)
+def _replace_rows(rounded: "Tensor", tensor: OutputTensor, first_row: int) -> None:
+    """Put the trained tokens that fall on this tile in their places."""
+    for rows in tensor.rows:
+        values = read_finite(rows.values)
+        for index, token_id in enumerate(rows.token_ids):
+            if first_row <= token_id < first_row + len(rounded):
+                rounded[token_id - first_row] = values[index]
 
 
-def _column_norms(tensor: OutputTensor, left: "Tensor", right: "Tensor") -> "Tensor":
-    """The norms of the columns of W + scale * left @ right, summed in float64 over all tiles."""
-    import torch
-
-    squares = torch.zeros(right.shape[1], dtype=torch.float64)
-    start = 0
-    for weight in _tiles(tensor.source):
-        rows = left[start : start + len(weight)]
-        start += len(weight)
-        squares += (weight.float() + (rows @ right) * tensor.update.scale).double().square().sum(dim=0)
-    return squares.sqrt().float()
-
-
-def _tiles(source: StoredTensor) -> Iterator["Tensor"]:
+def _tiles(source: StoredTensor) -> Iterator[tuple[int, "Tensor"]]:
+    """The first row and the values of every tile."""
     rows = num_rows(source)
     step = max(1, TILE_BYTES * rows // max(1, source.num_bytes))
     for start in range(0, rows, step):
-        yield read_rows(source, start, min(rows, start + step))
+        yield start, read_rows(source, start, min(rows, start + step))
 
 
 def _check_finite(rounded: "Tensor", weight: "Tensor", tensor: OutputTensor) -> None:
+    """Raise where a value is not finite that was finite in the base."""
     import torch
 
+    if prod(rounded.shape) == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(rounded))).all()):
+        return
     if bool((~torch.isfinite(rounded) & torch.isfinite(weight)).any()):
         raise MergeError(
             f'values of "{tensor.name}" do not fit {FLOAT_TYPES[tensor.dtype]}', fix="use --dtype bfloat16 or float32"

@@ -1,41 +1,60 @@
-"""What the merged model will hold: the source, type and update of every output tensor, judged before any write."""
+"""What the merged model will hold: the source, type and changes of every output tensor, judged before any write."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from mft_merge.adapter import Adapter, LowRank, unused
+from mft_merge.adapter import LowRank, RowValues, unused
 from mft_merge.base_model import BaseModel
+from mft_merge.changes import TIED_HEADS, Block, Change
 from mft_merge.errors import MergeError
 from mft_merge.tensor_file import FLOAT_TYPES, ITEM_BYTES, StoredTensor, num_rows, payload_chunks, read_rows
 
-# Modules that read token embeddings, by their last name, and the output head that may share their weight.
-TIED_HEADS = {"embed_tokens": "lm_head", "wte": "lm_head", "word_embeddings": "lm_head", "embed_in": "embed_out"}
 # Architectures whose linear layers store (in, out); where a weight is square only this can tell.
 CONV1D_MODEL_TYPES = ("gpt2", "openai-gpt", "decision_transformer", "imagegpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """scale * B @ A of one expert of an update, cut to the rows and columns that one stored matrix has.
+
+    `is_transposed` says that the live parameter has the update as (in, out), `is_crossed` that the stored matrix has
+    the live one's rows as columns.
+    """
+
+    update: LowRank
+    expert: int
+    first_row: int
+    first_column: int
+    is_transposed: bool
+    is_crossed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the merged model.
 
-    `source` is the base's tensor or the one that the adapter carries in its place; `is_transposed` says that the
-    update is added as (in, out). Without an update and with the source's own type the payload is copied as it is.
+    `source` is the base's tensor or the one that the adapter carries in its place. `products` are what is added to
+    its matrices, by their index; `shifts` with their scale to a vector; `rows` replace rows. Without any of them and
+    with the source's own type the payload is copied as it is.
     """
 
     name: str
     source: StoredTensor
     dtype: str
-    update: LowRank | None
-    is_transposed: bool
+    products: dict[int, tuple[Product, ...]]
+    shifts: tuple[tuple[StoredTensor, float], ...]
+    rows: tuple[RowValues, ...]
 
     @property
     def is_copy(self) -> bool:
-        return self.update is None and self.dtype == self.source.dtype
+        """Whether the payload is the source's, byte for byte."""
+        return not (self.products or self.shifts or self.rows) and self.dtype == self.source.dtype
 
     @property
     def num_bytes(self) -> int:
+        """The size of the payload."""
         if self.dtype == self.source.dtype:
             return self.source.num_bytes
         return prod(self.source.shape) * ITEM_BYTES[self.dtype]
@@ -54,31 +73,41 @@ class MergePlan:
             yield from tensors
 
 
-def make_plan(adapter: Adapter, base: BaseModel, dtype: str) -> MergePlan:
+def make_plan(changes: dict[str, Change], base: BaseModel, adapter_config: dict[str, Any], dtype: str) -> MergePlan:
     """The plan of the merge; `dtype` is a safetensors code, or "keep" for each base tensor's own."""
     embedding, head = _embedding_and_head(base)
-    changed = set(adapter.updates) | set(adapter.replacements) | set(adapter.base_copies)
     is_tied = embedding is not None and base.config.get("tie_word_embeddings", head not in base.tensors)
-    is_untied_now = is_tied and bool(changed & {embedding, head}) and not _same_on_both_sides(adapter, embedding, head)
-    for name in sorted(changed):
+    is_untied_now = (
+        is_tied
+        and bool(changes.keys() & {embedding, head})
+        and not _same_on_both_sides(changes.get(embedding or ""), changes.get(head or ""))
+    )
+    for name in sorted(changes):
         if name not in base.tensors and not (is_tied and name == head):
-            raise unused(_any_tensor(adapter, name))
-    shards = {
-        shard.path.name: [_output(name, adapter, base, dtype, (embedding, head)) for name in shard.tensors]
-        for shard in base.shards
-    }
+            raise _no_place(changes[name])
+    planner = _Planner(changes, base, adapter_config, dtype, embedding, head)
+    shards = {shard.path.name: [planner.output(name) for name in shard.tensors] for shard in base.shards}
     config_changes: dict[str, Any] = {}
     if is_untied_now:
         if "tie_word_embeddings" not in base.config and "text_config" in base.config:
             raise MergeError("untying the embeddings of a nested config is not supported", where=str(base.base_dir))
         config_changes["tie_word_embeddings"] = False
-        if head not in base.tensors:
-            last = list(shards)[-1]
-            shards[last].append(_output(head, adapter, base, dtype, (embedding, head)))
+        if head is not None and head not in base.tensors:
+            shards[list(shards)[-1]].append(planner.output(head))
     vocab_size = _vocab_size(shards, base, embedding, head)
-    if vocab_size is not None and vocab_size != base.tensors[embedding].shape[0]:
+    if embedding is not None and vocab_size is not None and vocab_size != base.tensors[embedding].shape[0]:
         config_changes["vocab_size"] = vocab_size
     return MergePlan(shards, config_changes)
+
+
+def _no_place(change: Change) -> MergeError:
+    if change.shifts:
+        return MergeError(
+            f'adapter tensor "{change.some_tensor.name}" is added to a bias, and the base has none there',
+            where=str(change.some_tensor.path),
+            fix="such an adapter cannot be merged",
+        )
+    return unused(change.some_tensor)
 
 
 def _embedding_and_head(base: BaseModel) -> tuple[str | None, str | None]:
@@ -89,68 +118,112 @@ def _embedding_and_head(base: BaseModel) -> tuple[str | None, str | None]:
     return found[0], TIED_HEADS[found[0].split(".")[-2]] + ".weight"
 
 
-def _output(
-    name: str, adapter: Adapter, base: BaseModel, dtype: str, vocabulary_names: tuple[str | None, str | None]
-) -> OutputTensor:
-    """The output tensor `name`; a tied head that the base does not store starts from the embedding."""
-    embedding, _ = vocabulary_names
-    base_tensor = base.tensors.get(name) or base.tensors[embedding]
-    source = adapter.replacements.get(name) or adapter.base_copies.get(name)
-    if source is None:
-        source = base_tensor if name in base.tensors else adapter.base_copies.get(embedding, base_tensor)
-    may_resize = name in vocabulary_names and source.shape[1:] == base_tensor.shape[1:]
-    if source.shape != base_tensor.shape and not may_resize:
-        raise MergeError(
-            f'adapter tensor "{source.name}" has shape {list(source.shape)}, the base has {list(base_tensor.shape)}',
-            where=str(source.path),
-        )
-    update = adapter.updates.get(name)
-    is_float = base_tensor.dtype in FLOAT_TYPES
-    if not is_float and (update or source is not base_tensor):
-        raise MergeError(f'"{name}" is of type {base_tensor.dtype}, which cannot be merged', where=str(base.base_dir))
-    out_dtype = base_tensor.dtype if dtype == "keep" or not is_float else dtype
-    is_transposed = update is not None and _is_transposed(name, source, update, adapter, base)
-    return OutputTensor(name, source, out_dtype, update, is_transposed)
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    changes: dict[str, Change]
+    base: BaseModel
+    adapter_config: dict[str, Any]
+    dtype: str
+    embedding: str | None
+    head: str | None
 
+    def output(self, name: str) -> OutputTensor:
+        """The output tensor `name`; a tied head that the base does not store starts from the embedding."""
+        change = self.changes.get(name, Change())
+        base_tensor = self.base.tensors.get(name) or self.base.tensors[self.embedding or ""]
+        source = change.replacement or change.base_copy
+        if source is None and name not in self.base.tensors:
+            source = self.changes.get(self.embedding or "", Change()).base_copy
+        source = source or base_tensor
+        may_resize = name in (self.embedding, self.head) and source.shape[1:] == base_tensor.shape[1:]
+        if source.shape != base_tensor.shape and not may_resize:
+            raise _shape_error(source, source.shape, base_tensor.shape)
+        is_float = base_tensor.dtype in FLOAT_TYPES
+        if not is_float and name in self.changes:
+            raise MergeError(
+                f'"{name}" is of type {base_tensor.dtype}, which cannot be merged', where=str(self.base.base_dir)
+            )
+        for values, shape in [
+            *((values, source.shape) for values, _ in change.shifts),
+            *((rows.values, (len(rows.token_ids), *source.shape[1:])) for rows in change.rows),
+        ]:
+            if values.shape != shape:
+                raise _shape_error(values, values.shape, shape)
+        for rows in change.rows:
+            if max(rows.token_ids) >= source.shape[0] or min(rows.token_ids) < 0:
+                raise MergeError(
+                    f'"{name}" has {source.shape[0]} rows and no token {max(rows.token_ids)}',
+                    where=str(rows.values.path),
+                )
+        products = {
+            index: tuple(self._product(name, block, source.shape) for block in blocks)
+            for index, blocks in change.blocks.items()
+        }
+        out_dtype = base_tensor.dtype if self.dtype == "keep" or not is_float else self.dtype
+        return OutputTensor(name, source, out_dtype, products, tuple(change.shifts), tuple(change.rows))
 
-def _is_transposed(name: str, source: StoredTensor, update: LowRank, adapter: Adapter, base: BaseModel) -> bool:
-    """Whether the weight is stored (in, out); checks the update's shapes on the way."""
-    straight = (update.b.shape[0], update.a.shape[1])
-    if update.is_embedding:
-        fits, is_transposed = source.shape == straight[::-1], True
-    elif straight[0] == straight[1]:
+    def _product(self, name: str, block: Block, stored_shape: tuple[int, ...]) -> Product:
+        """The product of a block, its shapes checked."""
+        update = block.update
+        shape = block.shape or stored_shape
+        is_transposed = self._is_transposed(update, shape)
+        if shape != (update.shape[::-1] if is_transposed else update.shape):
+            raise MergeError(
+                f'the update of "{name}" has shape {list(update.shape)}, the weight has {list(shape)}',
+                where=str(update.a.path),
+                fix="check that this is the base that the adapter was trained on",
+            )
+        if update.magnitude and update.magnitude.shape != update.shape[:1]:
+            raise _shape_error(update.magnitude, update.magnitude.shape, update.shape[:1])
+        return Product(update, block.expert, block.first_row, block.first_column, is_transposed, block.is_transposed)
+
+    def _is_transposed(self, update: LowRank, shape: tuple[int, ...]) -> bool:
+        """Whether the live weight of this shape is (in, out)."""
+        if update.is_transposed is not None:
+            return update.is_transposed
+        if update.shape[0] != update.shape[1]:
+            return update.shape != shape and update.shape[::-1] == shape
         # PEFT keeps one fan_in_fan_out for all layers and the last layer set it: alone it cannot be trusted.
-        is_conv1d = base.config.get("model_type") in CONV1D_MODEL_TYPES
-        fits, is_transposed = source.shape == straight, is_conv1d or bool(adapter.config.get("fan_in_fan_out"))
-    else:
-        fits, is_transposed = source.shape in (straight, straight[::-1]), source.shape != straight
-    if not fits:
-        raise MergeError(
-            f'the update of "{name}" has shape {list(straight)}, the weight has {list(source.shape)}',
-            where=str(update.a.path),
-            fix="check that this is the base that the adapter was trained on",
-        )
-    if update.magnitude and update.magnitude.shape != straight[:1]:
-        raise MergeError(
-            f'adapter tensor "{update.magnitude.name}" has shape {list(update.magnitude.shape)}, not [{straight[0]}]',
-            where=str(update.a.path),
-        )
-    return is_transposed
+        is_conv1d = self.base.config.get("model_type") in CONV1D_MODEL_TYPES
+        return is_conv1d or bool(self.adapter_config.get("fan_in_fan_out"))
 
 
-def _same_on_both_sides(adapter: Adapter, embedding: str, head: str) -> bool:
+def _shape_error(tensor: StoredTensor, found: tuple[int, ...], wanted: tuple[int, ...]) -> MergeError:
+    return MergeError(
+        f'adapter tensor "{tensor.name}" has shape {list(found)}, the base has {list(wanted)}', where=str(tensor.path)
+    )
+
+
+def _same_on_both_sides(embedding: Change | None, head: Change | None) -> bool:
     """Whether the adapter changes a tied embedding and its head alike, so that they stay tied."""
-    if embedding in adapter.replacements and head in adapter.replacements:
-        pair = adapter.replacements[embedding], adapter.replacements[head]
+    if embedding is not None and embedding.rows and not embedding.blocks and not embedding.replacement:
+        # PEFT ties the trained tokens of an embedding to its head; the head has own ones only where it was named.
+        return head is None or (_same_rows(embedding.rows, head.rows) and not head.blocks and not head.replacement)
+    if embedding is None or head is None:
+        return False
+    if embedding.replacement and head.replacement:
+        pair = embedding.replacement, head.replacement
         return pair[0].shape == pair[1].shape and all(
             one == other for one, other in zip(*map(payload_chunks, pair), strict=True)
         )
-    if embedding in adapter.updates and head in adapter.updates:
-        one, other = adapter.updates[embedding], adapter.updates[head]
-        if one.magnitude or other.magnitude or one.scale != other.scale:
-            return False
-        return _is_transpose(one.a, other.b) and _is_transpose(one.b, other.a)
+    if embedding.blocks and head.blocks:
+        ones, others = embedding.blocks[0], head.blocks[0]
+        return len(ones) == len(others) and all(map(_is_same_update, ones, others))
     return False
+
+
+def _same_rows(ones: list[RowValues], others: list[RowValues]) -> bool:
+    return len(ones) == len(others) and all(
+        one.token_ids == other.token_ids and list(payload_chunks(one.values)) == list(payload_chunks(other.values))
+        for one, other in zip(ones, others, strict=True)
+    )
+
+
+def _is_same_update(embedding: Block, head: Block) -> bool:
+    one, other = embedding.update, head.update
+    if one.magnitude or other.magnitude or one.scale != other.scale:
+        return False
+    return _is_transpose(one.a, other.b) and _is_transpose(one.b, other.a)
 
 
 def _is_transpose(one: StoredTensor, other: StoredTensor) -> bool:
@@ -167,14 +240,8 @@ def _vocab_size(
     rows = {tensor.name: tensor.source.shape[0] for tensor in outputs if tensor.name in (embedding, head)}
     if len(set(rows.values())) > 1:
         raise MergeError(
-            f'"{embedding}" has {rows[embedding]} rows and "{head}" has {rows[head]}',
+            f'"{embedding}" has {rows[embedding or ""]} rows and "{head}" has {rows[head or ""]}',
             where=str(base.base_dir),
             fix="save both with the adapter",
         )
-    return rows.get(embedding)
-
-
-def _any_tensor(adapter: Adapter, name: str) -> StoredTensor:
-    if name in adapter.updates:
-        return adapter.updates[name].a
-    return adapter.replacements.get(name) or adapter.base_copies[name]
+    return rows.get(embedding or "")

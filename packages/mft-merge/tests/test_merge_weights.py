@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -33,6 +34,15 @@ CASES = {
     "kept tied, saved": ("tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     "biases": ("qwen2", {"bias": "all"}),
     "biases of the targets": ("qwen2", {"bias": "lora_only", "target_modules": ["q_proj", "v_proj"]}),
+    "biases of the updates": ("qwen2", {"lora_bias": True, "target_modules": ["q_proj", "v_proj"]}),
+    "trained tokens": ("llama", {"trainable_token_indices": [3, 200]}),
+    "trained tokens of either side": (
+        "llama",
+        {"trainable_token_indices": {"embed_tokens": [200, 3], "lm_head": [7]}},
+    ),
+    "tied and trained tokens": ("tied", {"trainable_token_indices": [3, 200]}),
+    "some layers": ("llama", {"layers_to_transform": [1], "target_modules": ALL_LINEAR}),
+    "a regular expression": ("llama", {"target_modules": r".*layers\.0\..*(q|down)_proj"}),
     "transposed layers": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
     "transposed layers with dora": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
     "embedding of transposed layers": ("gpt2", {"target_modules": ["c_proj"], "modules_to_save": ["wte"]}),
@@ -94,6 +104,26 @@ def test_an_update_of_tied_embeddings_answers_as_the_adapted_model(
     merged = load(tmp_path / "merged")
     assert merged.config.tie_word_embeddings is bool(options.get("ensure_weight_tying"))
     torch.testing.assert_close(logits(merged), logits(load_adapted(base, adapter)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_saved_as_the_difference_to_its_initialisation(init, base_dir, load, run_merge, tmp_path):
+    """PiSSA and OLoRA train over a changed base; PEFT saves the difference of twice the rank to the base as it was."""
+    base = base_dir("llama")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=init)
+    adapted = get_peft_model(load(base), config)
+    adapted.peft_config["default"].init_lora_weights = True
+    adapted.save_pretrained(tmp_path / "initial")
+    adapted.peft_config["default"].init_lora_weights = init
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    trained = logits(adapted)
+    adapted.save_pretrained(tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    result = run_merge(tmp_path / "adapter", tmp_path / "merged")
+    assert result.exit_code == 0, result.output
+    torch.testing.assert_close(logits(load(tmp_path / "merged")), trained, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["tied", "llama"])

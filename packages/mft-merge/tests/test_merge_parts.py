@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save_file
 
-from mft_merge import merged_values
-from mft_merge.adapter import pattern_value
-from mft_merge.merged_values import add_update
-from mft_merge.tensor_file import FLOAT_TYPES, make_header, read_rows, read_tensor_file
-from mft_merge.tokenizer_files import stop_token_id, tokenizer_paths, with_stop_token
+from mft_merge.files.tensor_file import FLOAT_TYPES, make_header, read_rows, read_tensor_file
+from mft_merge.output.tokenizer_files import stop_token_id, tokenizer_paths, with_stop_token
+from mft_merge.sources.adapter import pattern_value
+from mft_merge.values import merged_values
+from mft_merge.values.merged_values import add_update
 
 
 def bits(tensor: torch.Tensor) -> bytes:

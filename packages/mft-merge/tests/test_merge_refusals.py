@@ -226,3 +226,61 @@ def test_the_inputs_cannot_be_the_output(adapter, fails, tmp_path):
 def test_an_unwritable_output_is_one_line(adapter, fails, tmp_path):
     (tmp_path / "file").write_text("")
     assert f"File exists, in {tmp_path / 'file'}" in fails(adapter, tmp_path / "file" / "out")
+
+
+def test_an_output_that_is_a_symbolic_link_is_refused(adapter, fails, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert "is a symbolic link" in fails(adapter, tmp_path / "link", "--overwrite")
+
+
+def test_a_base_of_symbolic_links_is_read_and_a_broken_link_is_named(adapter, base_dir, run_merge, fails, tmp_path):
+    """The cache of the hub's client is made of such links."""
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in base_dir("llama").iterdir():
+        (base / path.name).symlink_to(path)
+    assert run_merge(adapter, tmp_path / "merged", "--base", base).exit_code == 0
+    assert not any(path.is_symlink() for path in (tmp_path / "merged").iterdir())
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    assert "neither model.safetensors nor" in fails(adapter, tmp_path / "out", "--base", base)
+
+
+def test_another_base_than_the_adapters_is_refused_where_it_names_its_own(
+    adapter, base_dir, run_merge, fails, tmp_path
+):
+    base = base_dir("llama")
+    assert run_merge(adapter, tmp_path / "merged").exit_code == 0
+    fingerprint = json.loads((tmp_path / "merged" / "merge.json").read_text())["base"]["fingerprint"]
+    (adapter / "base_model.json").write_text(json.dumps({"format_version": "1", "fingerprint": fingerprint}))
+    assert run_merge(adapter, tmp_path / "again", "--base", base_dir("llama", shard_size="30KB")).exit_code == 0
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    assert "is not the one that the adapter was trained on" in fails(adapter, tmp_path / "out", "--base", other)
+
+
+def test_a_base_of_the_hub_is_found_in_its_cache(adapter, base_dir, run_merge, fails, tmp_path, monkeypatch):
+    edit_config(adapter, base_model_name_or_path="someone/some-model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert "cannot be had from the hub" in fails(adapter, tmp_path / "out")
+    commit = "0" * 40
+    repository = tmp_path / "cache" / "models--someone--some-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(base_dir("llama"), repository / "snapshots" / commit)
+    assert run_merge(adapter, tmp_path / "out").exit_code == 0
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["base"]["name"] == "someone/some-model"
+
+
+def test_a_run_directory_stands_for_its_result(adapter, run_merge, tmp_path):
+    (tmp_path / "run").mkdir()
+    adapter.rename(tmp_path / "run" / "final")
+    result = run_merge(tmp_path / "run", tmp_path / "out", "--json")
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    assert record["out"] == str(tmp_path / "out")
+    assert {tuple(found["done"]) for found in record["tensors"].values()} == {("updated",)}

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_merge.model_config import with_old_keys
-from mft_merge.tokenizer_files import with_old_tokenizer_keys
+from mft_merge.output.model_config import with_old_keys
+from mft_merge.output.tokenizer_files import with_old_tokenizer_keys
 
 VALUES = st.one_of(st.none(), st.integers(), st.floats(allow_nan=False), st.text(max_size=4))
 ROPES = st.dictionaries(st.sampled_from(["rope_theta", "rope_type", "factor", "partial_rotary_factor"]), VALUES)

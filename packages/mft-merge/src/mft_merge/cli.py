@@ -13,8 +13,8 @@ from mft_merge.errors import MergeError
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--base",
-    type=click.Path(path_type=Path),
-    help="Directory of the base model; without it, the one that the adapter names.",
+    metavar="DIR|HUB-ID",
+    help="The base model; without it, the one that the adapter names.",
 )
 @click.option(
     "--dtype",
@@ -24,12 +24,19 @@ from mft_merge.errors import MergeError
     help="Type of the stored weights; keep is each base tensor's own.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is a model directory already.")
-def main(adapter: Path, out: Path, base: Path | None, dtype: str, overwrite: bool) -> None:
-    """Fold the LoRA adapter directory ADAPTER into its base model and write the Hugging Face model directory OUT."""
-    from mft_merge.merge import merge
+@click.option("--resume", is_flag=True, help="Go on with what an earlier, killed call for this OUT has finished.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record of the merge as JSON instead of OUT.")
+def main(adapter: Path, out: Path, base: str | None, dtype: str, overwrite: bool, resume: bool, as_json: bool) -> None:
+    """Fold the LoRA adapter ADAPTER, a directory or a run, into its base model and write the model directory OUT."""
+    from mft_merge.merge import Settings, merge
 
     try:
-        merge(adapter, out, base_dir=base, dtype=dtype, overwrite=overwrite)
+        record = merge(adapter, out, Settings(base, dtype, overwrite, resume))
     except OSError as error:
         raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
-    click.echo(out)
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps({"out": str(out)} | record, option=orjson.OPT_INDENT_2))
+    else:
+        click.echo(out)

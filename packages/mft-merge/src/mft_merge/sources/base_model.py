@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mft_merge.errors import MergeError
-from mft_merge.json_file import read_json
-from mft_merge.tensor_file import StoredTensor, TensorFile, read_tensor_file
+from mft_merge.files.json_file import read_json
+from mft_merge.files.tensor_file import StoredTensor, TensorFile, read_tensor_file
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

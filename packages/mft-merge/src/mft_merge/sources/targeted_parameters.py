@@ -6,10 +6,10 @@ innermost wrapper (`experts.base_layer.lora_A`) are those of the first parameter
 
 from typing import Any
 
-from mft_merge.adapter import Adapter, LowRank, low_rank
 from mft_merge.errors import MergeError
-from mft_merge.live_model import LiveModel
-from mft_merge.tensor_file import StoredTensor
+from mft_merge.files.tensor_file import StoredTensor
+from mft_merge.sources.adapter import Adapter, LowRank, low_rank
+from mft_merge.sources.live_model import LiveModel
 
 WRAPPER = ".base_layer"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # The safetensors code of every type that a merge can compute with, and torch's name for it.
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 1 << 20
 LONGEST_HEADER_BYTES = 100_000_000
 
 
@@ -93,11 +93,11 @@ def num_rows(tensor: StoredTensor) -> int:
     return tensor.shape[0] if tensor.shape else 1
 
 
-def payload_chunks(tensor: StoredTensor) -> Iterator[bytes]:
-    """The bytes of one payload, a chunk at a time."""
+def payload_chunks(tensor: StoredTensor, start: int = 0) -> Iterator[bytes]:
+    """The bytes of one payload from `start`, a chunk at a time."""
     with tensor.path.open("rb") as stream:
-        stream.seek(tensor.offset)
-        left = tensor.num_bytes
+        stream.seek(tensor.offset + start)
+        left = tensor.num_bytes - start
         while left:
             chunk = stream.read(min(left, CHUNK_BYTES))
             if not chunk:
@@ -117,11 +117,10 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metada
     return header + b" " * (-len(header) % 8)
 
 
-def write_values(stream: BinaryIO, values: "Tensor") -> None:
-    """Write the memory of a tensor on the CPU, without a copy in Python."""
-    values = values.contiguous()
+def memory_of(values: "Tensor") -> memoryview:
+    """The memory of a contiguous tensor on the CPU, which must outlive the view."""
     num_bytes = values.numel() * values.element_size()
-    stream.write(memoryview((ctypes.c_char * num_bytes).from_address(values.data_ptr())))
+    return memoryview((ctypes.c_char * num_bytes).from_address(values.data_ptr())).cast("B")
 
 
 def _corrupt(path: Path, what: str) -> MergeError:

@@ -6,9 +6,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from mft_merge.errors import MergeError
-from mft_merge.low_rank_factors import factors, read_finite
-from mft_merge.plan import OutputTensor, Product
-from mft_merge.tensor_file import FLOAT_TYPES, StoredTensor, num_rows, read_rows
+from mft_merge.files.tensor_file import FLOAT_TYPES, StoredTensor, num_rows, read_rows
+from mft_merge.planning.plan import OutputTensor, Product
+from mft_merge.values.low_rank_factors import factors, read_finite
 
 if TYPE_CHECKING:
     from torch import Tensor

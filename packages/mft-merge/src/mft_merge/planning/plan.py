@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from mft_merge.adapter import LowRank, RowValues, unused
-from mft_merge.base_model import BaseModel
-from mft_merge.changes import TIED_HEADS, Block, Change
 from mft_merge.errors import MergeError
-from mft_merge.tensor_file import FLOAT_TYPES, ITEM_BYTES, StoredTensor, num_rows, payload_chunks, read_rows
+from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES, StoredTensor, num_rows, payload_chunks, read_rows
+from mft_merge.planning.changes import TIED_HEADS, Block, Change
+from mft_merge.sources.adapter import LowRank, RowValues, unused
+from mft_merge.sources.base_model import BaseModel
 
 # Architectures whose linear layers store (in, out); where a weight is square only this can tell.
 CONV1D_MODEL_TYPES = ("gpt2", "openai-gpt", "decision_transformer", "imagegpt")

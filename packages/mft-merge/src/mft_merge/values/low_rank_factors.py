@@ -4,8 +4,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mft_merge.errors import MergeError
-from mft_merge.plan import Product
-from mft_merge.tensor_file import StoredTensor, num_rows, read_rows
+from mft_merge.files.tensor_file import StoredTensor, num_rows, read_rows
+from mft_merge.planning.plan import OutputTensor, Product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,26 @@ def factors(product: Product, rows: int, columns: int) -> tuple["Tensor", "Tenso
     if product.is_crossed:
         left, right = right.T, left.T
     return left.contiguous(), right.contiguous()
+
+
+def update_norm(tensor: OutputTensor) -> float | None:
+    """The Frobenius norm of all that is added to a tensor, from its factors; None where it is more than low-rank."""
+    import torch
+
+    if tensor.rows or tensor.shifts or not tensor.products:
+        return None
+    square = 0.0
+    for products in tensor.products.values():
+        if any(product.update.magnitude for product in products):
+            return None
+        terms = [
+            (product.update.scale, *(side.double() for side in factors(product, *tensor.source.shape[-2:])))
+            for product in products
+        ]
+        for scale, left, right in terms:
+            for other_scale, other_left, other_right in terms:
+                square += float(scale * other_scale * torch.sum((left.T @ other_left) * (right @ other_right.T)))
+    return max(square, 0.0) ** 0.5
 
 
 @lru_cache(maxsize=8)  # the tensors of all experts are read anew for each of them otherwise

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mft_merge.errors import MergeError
-from mft_merge.json_file import read_json
-from mft_merge.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
+from mft_merge.files.json_file import read_json
+from mft_merge.files.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
 
 PREFIX = "base_model.model."
 # The end of an adapter key and the factor that it holds.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mft_merge.json_file import read_json
+from mft_merge.files.json_file import read_json
 
 VOCABULARY_FILES = (
     "tokenizer.json",

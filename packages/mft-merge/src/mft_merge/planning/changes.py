@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from mft_merge.adapter import Adapter, LowRank, RowValues, unused
-from mft_merge.base_model import BaseModel
 from mft_merge.errors import MergeError
-from mft_merge.live_model import LiveModel, Place, is_contiguous, read_live_model
-from mft_merge.targeted_parameters import parameter_updates
-from mft_merge.tensor_file import ITEM_BYTES, StoredTensor
+from mft_merge.files.tensor_file import ITEM_BYTES, StoredTensor
+from mft_merge.sources.adapter import Adapter, LowRank, RowValues, unused
+from mft_merge.sources.base_model import BaseModel
+from mft_merge.sources.live_model import LiveModel, Place, is_contiguous, read_live_model
+from mft_merge.sources.targeted_parameters import parameter_updates
 
 TIED_HEADS = {"embed_tokens": "lm_head", "wte": "lm_head", "word_embeddings": "lm_head", "embed_in": "embed_out"}
 

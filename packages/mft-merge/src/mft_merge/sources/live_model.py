@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from mft_merge.base_model import BaseModel
 from mft_merge.errors import MergeError
+from mft_merge.sources.base_model import BaseModel
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,109 @@
+"""The record of a merge: merge.json, which says what was done to each tensor, and the model card made of it."""
+
+import hashlib
+import importlib.metadata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mft_merge.files.fingerprint import tensors_fingerprint
+from mft_merge.files.json_file import read_json, write_json
+from mft_merge.files.tensor_file import read_tensor_file
+from mft_merge.planning.plan import MergePlan, OutputTensor
+from mft_merge.sources.adapter import Adapter
+from mft_merge.sources.base_model import BaseModel
+
+RECORD_NAME = "merge.json"
+CARD_NAME = "README.md"
+FORMAT_VERSION = "1"
+
+
+def make_record(adapter: Adapter, base: BaseModel, dtype: str) -> dict[str, Any]:
+    """What identifies a merge: its inputs by their fingerprints, and its settings."""
+    weights = read_tensor_file(adapter.adapter_dir / "adapter_model.safetensors").tensors
+    record: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "producer": f"mft-merge {importlib.metadata.version('mft-merge')}",
+        "base": {
+            "name": adapter.config.get("base_model_name_or_path"),
+            "fingerprint": tensors_fingerprint(base.tensors.values()),
+        },
+        "adapter": {
+            "fingerprint": tensors_fingerprint(weights.values()),
+            "config_sha256": _sha256(adapter.adapter_dir / "adapter_config.json"),
+        },
+        "dtype": dtype,
+    }
+    run = _run(adapter.adapter_dir)
+    return record | ({"run": run} if run else {})
+
+
+def write_record(
+    record: dict[str, Any], plan: MergePlan, finished: dict[str, dict[str, Any]], out_dir: Path
+) -> dict[str, Any]:
+    """Write merge.json with every tensor that is not as it was; returns its content."""
+    written = {name: found for shard in finished.values() for name, found in shard["tensors"].items()}
+    tensors = {
+        tensor.name: {"done": what_was_done(tensor), "update_norm": written[tensor.name]["norm"]}
+        for tensor in sorted(plan.tensors(), key=lambda tensor: tensor.name)
+        if not tensor.is_copy
+    }
+    replaced = {
+        tensor.name: {"done": ["replaced"], "update_norm": None}
+        for tensor in plan.tensors()
+        if tensor.is_copy and tensor.source.name != tensor.name
+    }
+    copied = sum(tensor.is_copy and tensor.name not in replaced for tensor in plan.tensors())
+    record = record | {"num_copied": copied, "tensors": dict(sorted((tensors | replaced).items()))}
+    write_json(out_dir / RECORD_NAME, record)
+    return record
+
+
+def what_was_done(tensor: OutputTensor) -> list[str]:
+    """The steps that make a tensor of the base the tensor of the merged model, in their order."""
+    steps = {
+        "replaced": tensor.source.name != tensor.name,
+        "updated": bool(tensor.products),
+        "shifted": bool(tensor.shifts),
+        "rows replaced": bool(tensor.rows),
+        "converted": tensor.source.dtype != tensor.dtype,
+    }
+    return [step for step, is_done in steps.items() if is_done]
+
+
+def write_card(record: dict[str, Any], out_dir: Path) -> None:
+    """The model card: where the model comes from."""
+    counts = Counter(", ".join(found["done"]) for found in record["tensors"].values())
+    rows = [
+        ("base model", f"`{record['base']['name']}`"),
+        ("base fingerprint", f"`{record['base']['fingerprint']}`"),
+        ("adapter fingerprint", f"`{record['adapter']['fingerprint']}`"),
+        *((key.replace("_", " "), f"`{value}`") for key, value in record.get("run", {}).items()),
+        ("weights stored as", "the base's types" if record["dtype"] == "keep" else f"`{record['dtype']}`"),
+        ("tensors as in the base", record["num_copied"]),
+        *((f"tensors {steps}", count) for steps, count in sorted(counts.items())),
+        ("made by", record["producer"]),
+    ]
+    name = record["base"]["name"] or ""
+    front = f"---\nbase_model: {name}\nlibrary_name: transformers\n---\n" if name and not name.startswith("/") else ""
+    lines = ["# A merged model", "", "An adapter, folded into its base model.", "", "| what | value |", "|---|---|"]
+    lines += [f"| {what} | {value} |" for what, value in rows]
+    (out_dir / CARD_NAME).write_text(front + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _run(adapter_dir: Path) -> dict[str, str]:
+    """Fingerprints of the run that wrote the adapter and of its dataset, where they can be found."""
+    found = {}
+    # The adapter is run/final or run/checkpoints/step-.../model.
+    for run_dir in list(adapter_dir.resolve().parents)[:3:2]:
+        if (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file():
+            found["run_config_sha256"] = _sha256(run_dir / "config.yaml")
+            break
+    document = adapter_dir / "base_model.json"
+    if document.is_file() and isinstance(dataset := read_json(document).get("dataset_sha256"), str):
+        found["dataset_sha256"] = dataset
+    return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

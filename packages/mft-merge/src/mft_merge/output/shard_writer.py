@@ -1,0 +1,128 @@
+"""One output shard: header, copied payloads and merged tiles, written while the next tile is computed."""
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mft_merge.files.tensor_file import TensorFile, make_header, memory_of, payload_chunks
+from mft_merge.planning.plan import OutputTensor
+from mft_merge.values.low_rank_factors import update_norm
+from mft_merge.values.merged_values import merged_tiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def shard_header(shard: TensorFile, tensors: list[OutputTensor]) -> bytes:
+    """The header of an output shard; the base's own bytes where the layout is the base's."""
+    layout = [(tensor.name, tensor.dtype, tensor.source.shape) for tensor in tensors]
+    if layout == [(tensor.name, tensor.dtype, tensor.shape) for tensor in shard.tensors.values()]:
+        return shard.header
+    sizes = [tensor.num_bytes for tensor in tensors]
+    return make_header([(*entry, size) for entry, size in zip(layout, sizes, strict=True)], shard.metadata)
+
+
+def write_shard(
+    path: Path, header: bytes, tensors: list[OutputTensor], advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Write a shard under a partial name, bring it to the disk and give it its name; returns its record.
+
+    The record has, for every tensor that is no copy, the CRC-32 of its payload and the norm of its update.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    records: dict[str, dict[str, Any]] = {}
+    with partial.open("wb", buffering=0) as stream, _writer() as submit:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors:
+            if tensor.is_copy:
+                submit(lambda source=tensor.source: _copy(source, stream.fileno()))
+            else:
+                checksum = _Checksum()
+                for tile in merged_tiles(tensor):
+                    submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile))
+                records[tensor.name] = {"checksum": checksum, "norm": update_norm(tensor)}
+            advance(tensor.num_bytes)
+        submit(lambda: os.fsync(stream.fileno()))
+    partial.replace(path)
+    return {"tensors": {name: {**found, "checksum": found["checksum"].value} for name, found in records.items()}}
+
+
+def is_finished(path: Path, header: bytes, tensors: list[OutputTensor], record: dict[str, Any]) -> bool:
+    """Whether the file at `path` holds what its record says, byte for byte."""
+    if not path.is_file() or path.stat().st_size != 8 + len(header) + sum(tensor.num_bytes for tensor in tensors):
+        return False
+    with path.open("rb") as stream:
+        if stream.read(8 + len(header)) != len(header).to_bytes(8, "little") + header:
+            return False
+        for tensor in tensors:
+            if tensor.is_copy:
+                if any(stream.read(len(chunk)) != chunk for chunk in payload_chunks(tensor.source)):
+                    return False
+            elif _checksum_of(stream, tensor.num_bytes) != record["tensors"].get(tensor.name, {}).get("checksum"):
+                return False
+    return True
+
+
+class _Checksum:
+    """Writes tiles and keeps the CRC-32 of all of them."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def write(self, descriptor: int, tile: "Tensor") -> None:
+        view = memory_of(tile)
+        self.value = zlib.crc32(view, self.value)
+        _write_all(descriptor, view)
+
+
+def _checksum_of(stream: Any, num_bytes: int) -> int:
+    value = 0
+    while num_bytes:
+        chunk = stream.read(min(num_bytes, 1 << 20))
+        value = zlib.crc32(chunk, value)
+        num_bytes -= len(chunk)
+    return value
+
+
+def _copy(source: Any, descriptor: int) -> None:
+    """Copy a payload within the kernel, or through memory where the file systems cannot."""
+    with source.path.open("rb", buffering=0) as stream:
+        done = 0
+        while done < source.num_bytes:
+            try:
+                copied = os.copy_file_range(
+                    stream.fileno(), descriptor, source.num_bytes - done, offset_src=source.offset + done
+                )
+            except OSError:
+                copied = 0
+            if not copied:
+                break
+            done += copied
+    if done < source.num_bytes:
+        for chunk in payload_chunks(source, done):
+            _write_all(descriptor, memoryview(chunk))
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while len(view):
+        view = view[os.write(descriptor, view) :]
+
+
+@contextmanager
+def _writer() -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """A thread that does what it is given in order, at most two steps behind; its errors come back here."""
+    pending: list[Future[Any]] = []
+
+    def submit(action: Callable[[], Any]) -> None:
+        pending.append(pool.submit(action))
+        if len(pending) > 2:
+            pending.pop(0).result()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        yield submit
+        for future in pending:
+            future.result()

@@ -23,15 +23,31 @@ from mft_merge.errors import MergeError
     show_default=True,
     help="Type of the stored weights; keep is each base tensor's own.",
 )
+@click.option(
+    "--base-weights",
+    type=click.Choice(["trained", "full"]),
+    default="trained",
+    show_default=True,
+    help="Of a base that was quantised in training: the weights given back from it, or the full ones.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is a model directory already.")
 @click.option("--resume", is_flag=True, help="Go on with what an earlier, killed call for this OUT has finished.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the merge as JSON instead of OUT.")
-def main(adapter: Path, out: Path, base: str | None, dtype: str, overwrite: bool, resume: bool, as_json: bool) -> None:
+def main(
+    adapter: Path,
+    out: Path,
+    base: str | None,
+    dtype: str,
+    base_weights: str,
+    overwrite: bool,
+    resume: bool,
+    as_json: bool,
+) -> None:
     """Fold the LoRA adapter ADAPTER, a directory or a run, into its base model and write the model directory OUT."""
     from mft_merge.merge import Settings, merge
 
     try:
-        record = merge(adapter, out, Settings(base, dtype, overwrite, resume))
+        record = merge(adapter, out, Settings(base, dtype, base_weights, overwrite, resume))
     except OSError as error:
         raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
     if as_json:

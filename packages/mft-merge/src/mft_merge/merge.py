@@ -13,15 +13,16 @@ import click
 from mft_merge.errors import MergeError
 from mft_merge.files.json_file import read_json
 from mft_merge.files.tensor_file import FLOAT_TYPES
-from mft_merge.output.merge_record import RECORD_NAME, make_record, write_card, write_record
+from mft_merge.output.merge_record import RECORD_NAME, make_record, quantization_shares, write_card, write_record
 from mft_merge.output.model_files import write_configs, write_index
 from mft_merge.output.shard_writer import is_finished, shard_header, write_shard
 from mft_merge.output.staging import Staging, discard, recover, staged
 from mft_merge.planning.changes import stored_changes
-from mft_merge.planning.plan import MergePlan, make_plan
+from mft_merge.planning.plan import MergePlan, Target, make_plan
 from mft_merge.sources.adapter import Adapter, read_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
+from mft_merge.sources.quantization import read_quantization
 
 # What the files beside the weights take at most: tokenizers are the largest of them.
 OTHER_BYTES = 64 << 20
@@ -29,10 +30,15 @@ OTHER_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the user asks for: `dtype` is "keep" or torch's name of a float type."""
+    """What the user asks for: `dtype` is "keep" or torch's name of a float type.
+
+    `base_weights` of an adapter that was trained over a quantised base: "trained", those given back from quantisation,
+    or "full".
+    """
 
     base: str | None = None
     dtype: str = "keep"
+    base_weights: str = "trained"
     overwrite: bool = False
     resume: bool = False
 
@@ -41,7 +47,9 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
     """Write to `out_dir` the model that the adapter in `adapter_dir` makes of its base; returns the merge's record."""
     adapter = read_adapter(_adapter_dir(adapter_dir))
     base = read_base_model(base_location(settings.base, adapter.config, adapter.adapter_dir))
-    record = make_record(adapter, base, settings.dtype)
+    quantization = read_quantization(adapter.adapter_dir)
+    is_dequantized = quantization is not None and settings.base_weights == "trained"
+    record = make_record(adapter, base, settings.dtype, "trained" if is_dequantized else "full")
     _check_base(record, adapter)
     recover(out_dir)
     if settings.resume and _is_done(out_dir, record):
@@ -49,8 +57,10 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
         return read_json(out_dir / RECORD_NAME)
     _check_out(out_dir, (adapter_dir, base.base_dir), overwrite=settings.overwrite)
     code = next((code for code, name in FLOAT_TYPES.items() if name == settings.dtype), "keep")
-    plan = make_plan(stored_changes(adapter, base), base, adapter.config, code)
-    _note_quantised_training(adapter)
+    changes = stored_changes(adapter, base, quantization.modules if quantization else ())
+    plan = make_plan(changes, base, adapter.config, Target(code, quantization, is_dequantized))
+    if quantization is None:
+        _note_quantised_training(adapter)
     if plan.config_changes.get("tie_word_embeddings") is False:
         click.echo("note: input and output embeddings now differ, so the merged model does not tie them", err=True)
     with staged(out_dir, _job(record, adapter, base), resume=settings.resume) as staging:
@@ -60,6 +70,8 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
         record = write_record(record, plan, staging.finished, staging.model_dir)
         write_card(record, staging.model_dir)
         staging.publish()
+    for kind, share in quantization_shares(record).items():
+        click.echo(f"note: {kind}: norm(W - W_q) / norm(update) = {share:.3g}", err=True)
     return record
 
 
@@ -119,8 +131,8 @@ def _note_quantised_training(adapter: Adapter) -> None:
     """Say what it means that the base was quantised while the adapter was trained."""
     if is_trained_on_quantised(adapter):
         click.echo(
-            "note: the adapter was trained over a quantised base and is merged into the full weights; "
-            "the answers can differ slightly from those seen in training",
+            "note: the adapter was trained over a quantised base, no quantization.json beside it says how, and it is "
+            "merged into the full weights; the answers can differ slightly from those seen in training",
             err=True,
         )
 

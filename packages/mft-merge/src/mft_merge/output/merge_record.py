@@ -18,7 +18,7 @@ CARD_NAME = "README.md"
 FORMAT_VERSION = "1"
 
 
-def make_record(adapter: Adapter, base: BaseModel, dtype: str) -> dict[str, Any]:
+def make_record(adapter: Adapter, base: BaseModel, dtype: str, base_weights: str) -> dict[str, Any]:
     """What identifies a merge: its inputs by their fingerprints, and its settings."""
     weights = read_tensor_file(adapter.adapter_dir / "adapter_model.safetensors").tensors
     record: dict[str, Any] = {
@@ -33,6 +33,7 @@ def make_record(adapter: Adapter, base: BaseModel, dtype: str) -> dict[str, Any]
             "config_sha256": _sha256(adapter.adapter_dir / "adapter_config.json"),
         },
         "dtype": dtype,
+        "base_weights": base_weights,
     }
     run = _run(adapter.adapter_dir)
     return record | ({"run": run} if run else {})
@@ -44,7 +45,7 @@ def write_record(
     """Write merge.json with every tensor that is not as it was; returns its content."""
     written = {name: found for shard in finished.values() for name, found in shard["tensors"].items()}
     tensors = {
-        tensor.name: {"done": what_was_done(tensor), "update_norm": written[tensor.name]["norm"]}
+        tensor.name: _entry(tensor, written[tensor.name])
         for tensor in sorted(plan.tensors(), key=lambda tensor: tensor.name)
         if not tensor.is_copy
     }
@@ -59,10 +60,27 @@ def write_record(
     return record
 
 
+def _entry(tensor: OutputTensor, written: dict[str, Any]) -> dict[str, Any]:
+    entry = {"done": what_was_done(tensor), "update_norm": written["norm"]}
+    return entry | ({"quantization_norm": written["quantization_norm"]} if tensor.quantization else {})
+
+
+def quantization_shares(record: dict[str, Any]) -> dict[str, float]:
+    """By the last name of the module: the norm of what quantisation changed over the norm of the update."""
+    squares: dict[str, list[float]] = {}
+    for name, entry in record["tensors"].items():
+        if entry.get("quantization_norm") is not None and entry["update_norm"]:
+            sums = squares.setdefault(name.split(".")[-2], [0.0, 0.0])
+            sums[0] += entry["quantization_norm"] ** 2
+            sums[1] += entry["update_norm"] ** 2
+    return {kind: (changed / updated) ** 0.5 for kind, (changed, updated) in sorted(squares.items())}
+
+
 def what_was_done(tensor: OutputTensor) -> list[str]:
     """The steps that make a tensor of the base the tensor of the merged model, in their order."""
     steps = {
         "replaced": tensor.source.name != tensor.name,
+        "dequantized": tensor.is_dequantized,
         "updated": bool(tensor.products),
         "shifted": bool(tensor.shifts),
         "rows replaced": bool(tensor.rows),
@@ -80,6 +98,7 @@ def write_card(record: dict[str, Any], out_dir: Path) -> None:
         ("adapter fingerprint", f"`{record['adapter']['fingerprint']}`"),
         *((key.replace("_", " "), f"`{value}`") for key, value in record.get("run", {}).items()),
         ("weights stored as", "the base's types" if record["dtype"] == "keep" else f"`{record['dtype']}`"),
+        ("base weights", "as trained, given back from 4 bits" if record["base_weights"] == "trained" else "full"),
         ("tensors as in the base", record["num_copied"]),
         *((f"tensors {steps}", count) for steps, count in sorted(counts.items())),
         ("made by", record["producer"]),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mft_merge.files.tensor_file import TensorFile, make_header, memory_of, payload_chunks
 from mft_merge.planning.plan import OutputTensor
 from mft_merge.values.low_rank_factors import update_norm
-from mft_merge.values.merged_values import merged_tiles
+from mft_merge.values.merged_values import Norms, merged_tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +42,12 @@ def write_shard(
                 submit(lambda source=tensor.source: _copy(source, stream.fileno()))
             else:
                 checksum = _Checksum()
-                for tile in merged_tiles(tensor):
+                norms = Norms()
+                for tile in merged_tiles(tensor, norms):
                     submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile))
-                records[tensor.name] = {"checksum": checksum, "norm": update_norm(tensor)}
+                quantization = norms.quantization_square**0.5 if tensor.quantization else None
+                norm = update_norm(tensor)
+                records[tensor.name] = {"checksum": checksum, "norm": norm, "quantization_norm": quantization}
             advance(tensor.num_bytes)
         submit(lambda: os.fsync(stream.fileno()))
     partial.replace(path)

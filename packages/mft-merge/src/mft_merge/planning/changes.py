@@ -8,6 +8,7 @@ from mft_merge.files.tensor_file import ITEM_BYTES, StoredTensor
 from mft_merge.sources.adapter import Adapter, LowRank, RowValues, unused
 from mft_merge.sources.base_model import BaseModel
 from mft_merge.sources.live_model import LiveModel, Place, is_contiguous, read_live_model
+from mft_merge.sources.quantization import FILE_NAME as QUANTIZATION_NAME
 from mft_merge.sources.targeted_parameters import parameter_updates
 
 TIED_HEADS = {"embed_tokens": "lm_head", "wte": "lm_head", "word_embeddings": "lm_head", "embed_in": "embed_out"}
@@ -36,7 +37,7 @@ class Change:
 
     `blocks` has, for every matrix of the stored tensor (one, or one for each expert), the updates that are added to it.
     `replacement` is put in its place, `base_copy` is what the update was trained over, `shift` with its scale is
-    added to a bias, `rows` replace single rows.
+    added to a bias, `rows` replace single rows; `is_quantized` says that the base had it quantised in training.
     """
 
     blocks: dict[int, list[Block]] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Change:
     base_copy: StoredTensor | None = None
     shifts: list[tuple[StoredTensor, float]] = field(default_factory=list)
     rows: list[RowValues] = field(default_factory=list)
+    is_quantized: bool = False
 
     @property
     def some_tensor(self) -> StoredTensor:
@@ -54,15 +56,37 @@ class Change:
         return whole or (self.shifts[0][0] if self.shifts else self.rows[0].values)
 
 
-def stored_changes(adapter: Adapter, base: BaseModel) -> dict[str, Change]:
+def stored_changes(adapter: Adapter, base: BaseModel, quantized_modules: tuple[str, ...] = ()) -> dict[str, Change]:
     """The changes by the name of the stored tensor; the live model is built only where names are not those stored."""
+    quantized = [f"{module}.weight" for module in quantized_modules]
     names = set(adapter.updates) | set(adapter.replacements) | set(adapter.base_copies) | set(adapter.rows)
-    names |= set(adapter.shifts)
+    names |= set(adapter.shifts) | set(quantized)
     heads = {f"{head}.weight" for head in TIED_HEADS.values()}
     if not adapter.parameter_factors and names - heads <= base.tensors.keys():
-        return _direct(adapter)
+        changes = _direct(adapter)
+        for name in quantized:
+            changes.setdefault(name, Change()).is_quantized = True
+        return changes
     live = read_live_model(base)
-    return _mapped(replace(adapter, updates=adapter.updates | parameter_updates(adapter, live)), live)
+    changes = _mapped(replace(adapter, updates=adapter.updates | parameter_updates(adapter, live)), live)
+    for name in _stored_whole(quantized, live, adapter):
+        changes.setdefault(name, Change()).is_quantized = True
+    return changes
+
+
+def _stored_whole(parameters: list[str], live: LiveModel, adapter: Adapter) -> list[str]:
+    """The stored names of live parameters, each of which must be stored as it is: blocks go across its rows."""
+    whole = {
+        place.parameter: name for name, place in live.places.items() if _is_whole(place, live.shapes[place.parameter])
+    }
+    for parameter in parameters:
+        if parameter not in whole:
+            raise MergeError(
+                f'"{parameter}" was quantised in training and is not stored as one tensor',
+                where=str(adapter.adapter_dir / QUANTIZATION_NAME),
+                fix="fold into the full weights with --base-weights full",
+            )
+    return [whole[parameter] for parameter in parameters]
 
 
 def _direct(adapter: Adapter) -> dict[str, Change]:

@@ -10,6 +10,8 @@ from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES, StoredTensor, n
 from mft_merge.planning.changes import TIED_HEADS, Block, Change
 from mft_merge.sources.adapter import LowRank, RowValues, unused
 from mft_merge.sources.base_model import BaseModel
+from mft_merge.sources.quantization import FILE_NAME as QUANTIZATION_NAME
+from mft_merge.sources.quantization import Quantization
 
 # Architectures whose linear layers store (in, out); where a weight is square only this can tell.
 CONV1D_MODEL_TYPES = ("gpt2", "openai-gpt", "decision_transformer", "imagegpt")
@@ -36,8 +38,9 @@ class OutputTensor:
     """One tensor of the merged model.
 
     `source` is the base's tensor or the one that the adapter carries in its place. `products` are what is added to
-    its matrices, by their index; `shifts` with their scale to a vector; `rows` replace rows. Without any of them and
-    with the source's own type the payload is copied as it is.
+    its matrices, by their index; `shifts` with their scale to a vector; `rows` replace rows. `quantization` is what
+    the weights had gone through in training; they are given back from it where `is_dequantized`, and else only
+    measured against it. Without any of them and with the source's own type the payload is copied as it is.
     """
 
     name: str
@@ -46,11 +49,14 @@ class OutputTensor:
     products: dict[int, tuple[Product, ...]]
     shifts: tuple[tuple[StoredTensor, float], ...]
     rows: tuple[RowValues, ...]
+    quantization: Quantization | None = None
+    is_dequantized: bool = False
 
     @property
     def is_copy(self) -> bool:
         """Whether the payload is the source's, byte for byte."""
-        return not (self.products or self.shifts or self.rows) and self.dtype == self.source.dtype
+        is_changed = self.products or self.shifts or self.rows or self.is_dequantized
+        return not is_changed and self.dtype == self.source.dtype
 
     @property
     def num_bytes(self) -> int:
@@ -73,8 +79,20 @@ class MergePlan:
             yield from tensors
 
 
-def make_plan(changes: dict[str, Change], base: BaseModel, adapter_config: dict[str, Any], dtype: str) -> MergePlan:
-    """The plan of the merge; `dtype` is a safetensors code, or "keep" for each base tensor's own."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`dtype` of the output, a safetensors code or "keep" for each base tensor's own; over which weights to merge.
+
+    With `quantization` the weights are those given back from it, or the full ones where not `is_dequantized`.
+    """
+
+    dtype: str = "keep"
+    quantization: Quantization | None = None
+    is_dequantized: bool = False
+
+
+def make_plan(changes: dict[str, Change], base: BaseModel, adapter_config: dict[str, Any], target: Target) -> MergePlan:
+    """The plan of the merge."""
     embedding, head = _embedding_and_head(base)
     is_tied = embedding is not None and base.config.get("tie_word_embeddings", head not in base.tensors)
     is_untied_now = (
@@ -84,8 +102,8 @@ def make_plan(changes: dict[str, Change], base: BaseModel, adapter_config: dict[
     )
     for name in sorted(changes):
         if name not in base.tensors and not (is_tied and name == head):
-            raise _no_place(changes[name])
-    planner = _Planner(changes, base, adapter_config, dtype, embedding, head)
+            raise _no_place(name, changes[name])
+    planner = _Planner(changes, base, adapter_config, target, embedding, head)
     shards = {shard.path.name: [planner.output(name) for name in shard.tensors] for shard in base.shards}
     config_changes: dict[str, Any] = {}
     if is_untied_now:
@@ -100,7 +118,9 @@ def make_plan(changes: dict[str, Change], base: BaseModel, adapter_config: dict[
     return MergePlan(shards, config_changes)
 
 
-def _no_place(change: Change) -> MergeError:
+def _no_place(name: str, change: Change) -> MergeError:
+    if change == Change(is_quantized=True):
+        return MergeError(f'"{name}" was quantised in training and is not in the base', where=QUANTIZATION_NAME)
     if change.shifts:
         return MergeError(
             f'adapter tensor "{change.some_tensor.name}" is added to a bias, and the base has none there',
@@ -123,7 +143,7 @@ class _Planner:
     changes: dict[str, Change]
     base: BaseModel
     adapter_config: dict[str, Any]
-    dtype: str
+    target: Target
     embedding: str | None
     head: str | None
 
@@ -159,8 +179,17 @@ class _Planner:
             index: tuple(self._product(name, block, source.shape) for block in blocks)
             for index, blocks in change.blocks.items()
         }
-        out_dtype = base_tensor.dtype if self.dtype == "keep" or not is_float else self.dtype
-        return OutputTensor(name, source, out_dtype, products, tuple(change.shifts), tuple(change.rows))
+        out_dtype = base_tensor.dtype if self.target.dtype == "keep" or not is_float else self.target.dtype
+        quantization = self.target.quantization if change.is_quantized else None
+        if quantization and (len(source.shape) != 2 or self.base.config.get("model_type") in CONV1D_MODEL_TYPES):
+            raise MergeError(
+                f'"{name}" was quantised in training, and it is stored otherwise than it was quantised',
+                where=str(self.base.base_dir),
+                fix="fold into the full weights with --base-weights full",
+            )
+        is_dequantized = quantization is not None and self.target.is_dequantized
+        extra = (quantization, is_dequantized)
+        return OutputTensor(name, source, out_dtype, products, tuple(change.shifts), tuple(change.rows), *extra)
 
     def _product(self, name: str, block: Block, stored_shape: tuple[int, ...]) -> Product:
         """The product of a block, its shapes checked."""

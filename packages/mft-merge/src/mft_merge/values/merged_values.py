@@ -1,13 +1,14 @@
 """The arithmetic of a merge: tiles of rows of W + scale * B @ A in float32, rounded once."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, StoredTensor, num_rows, read_rows
 from mft_merge.planning.plan import OutputTensor, Product
+from mft_merge.values.dequantized import dequantized, rows_at_a_time
 from mft_merge.values.low_rank_factors import factors, read_finite
 
 if TYPE_CHECKING:
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 TILE_BYTES = 4 << 20
 
 
-def merged_tiles(tensor: OutputTensor) -> Iterator["Tensor"]:
-    """The values of one output tensor, as tiles of rows in its output type."""
-    import torch
+@dataclass(slots=True)
+class Norms:
+    """The Frobenius norms, squared, of a tensor's change by quantisation."""
 
-    dtype = getattr(torch, FLOAT_TYPES[tensor.dtype])
+    quantization_square: float = 0.0
+
+
+def merged_tiles(tensor: OutputTensor, norms: Norms) -> Iterator["Tensor"]:
+    """The values of one output tensor, as tiles of rows in its output type; adds to `norms` on the way."""
     first_row = 0
     for index, matrix in enumerate(_matrices(tensor)):
-        for weight, rounded in _matrix_tiles(tensor, matrix, tensor.products.get(index, ()), dtype):
+        for weight, rounded in _matrix_tiles(tensor, matrix, index, norms):
             _replace_rows(rounded, tensor, first_row)
             _check_finite(rounded, weight, tensor)
             first_row += len(rounded)
@@ -66,29 +71,37 @@ def _matrices(tensor: OutputTensor) -> list[StoredTensor]:
 
 
 def _matrix_tiles(
-    tensor: OutputTensor, matrix: StoredTensor, products: tuple[Product, ...], dtype: "TorchDtype"
+    tensor: OutputTensor, matrix: StoredTensor, index: int, norms: Norms
 ) -> Iterator[tuple["Tensor", "Tensor"]]:
-    """Tiles of a matrix as they are stored, and as they are merged."""
+    """Tiles of a matrix as they are stored or given back from quantisation, and as they are merged."""
+    import torch
+
+    dtype = getattr(torch, FLOAT_TYPES[tensor.dtype])
+    products = tensor.products.get(index, ())
+
+    def tiles() -> Iterator[tuple[int, "Tensor"]]:
+        return _dequantized_tiles(tensor, matrix, norms) if tensor.quantization else _tiles(matrix)
+
     if tensor.shifts:
         weight = read_rows(matrix, 0, num_rows(matrix))
         total = weight.float() + sum(read_finite(values) * scale for values, scale in tensor.shifts)
         yield weight, total.to(dtype)
         return
     if not products:
-        for _, weight in _tiles(matrix):
+        for _, weight in tiles():
             yield weight, weight.to(dtype)
         return
     terms = [(*factors(product, *matrix.shape), product.update.scale) for product in products]
     if products[0].update.magnitude:
-        yield from _decomposed_tiles(matrix, products[0], terms[0], products[0].update.magnitude, dtype)
+        yield from _decomposed_tiles(tiles, products[0], terms[0], products[0].update.magnitude, dtype)
         return
-    for start, weight in _tiles(matrix):
+    for start, weight in tiles():
         rows = [(left[start : start + len(weight)], right, scale) for left, right, scale in terms]
         yield weight, add_update(weight, rows, dtype)
 
 
 def _decomposed_tiles(
-    matrix: StoredTensor,
+    tiles: Callable[[], Iterator[tuple[int, "Tensor"]]],
     product: Product,
     term: tuple["Tensor", "Tensor", float],
     stored_magnitude: StoredTensor,
@@ -102,11 +115,11 @@ def _decomposed_tiles(
     column_factor = None
     if product.is_transposed:
         squares = torch.zeros(right.shape[1], dtype=torch.float64)
-        for start, weight in _tiles(matrix):
+        for start, weight in tiles():
             sums = weight.float() + (left[start : start + len(weight)] @ right) * scale
             squares += sums.double().square().sum(dim=0)
         column_factor = magnitude / squares.sqrt().float()
-    for start, weight in _tiles(matrix):
+    for start, weight in tiles():
         stop = start + len(weight)
         sums = weight.float() + (left[start:stop] @ right) * scale
         if column_factor is None:
@@ -123,6 +136,22 @@ def _replace_rows(rounded: "Tensor", tensor: OutputTensor, first_row: int) -> No
         for index, token_id in enumerate(rows.token_ids):
             if first_row <= token_id < first_row + len(rounded):
                 rounded[token_id - first_row] = values[index]
+
+
+def _dequantized_tiles(tensor: OutputTensor, matrix: StoredTensor, norms: Norms) -> Iterator[tuple[int, "Tensor"]]:
+    """Tiles of a matrix given back from quantisation, or as they are where they are only measured against it."""
+    assert tensor.quantization is not None  # noqa: S101 - only a bug can break it
+    rows, columns = matrix.shape
+    wanted = max(1, TILE_BYTES * rows // matrix.num_bytes)
+    step = rows_at_a_time(rows, columns, wanted, tensor.quantization)
+    norms.quantization_square = 0.0
+    for start in range(0, rows, step):
+        weight = read_rows(matrix, start, min(rows, start + step))
+        given_back = dequantized(weight, tensor.quantization)
+        for first in range(0, len(weight), wanted):
+            one, other = weight[first : first + wanted], given_back[first : first + wanted]
+            norms.quantization_square += float((one.float() - other.float()).double().square().sum())
+            yield start + first, other if tensor.is_dequantized else one
 
 
 def _tiles(source: StoredTensor) -> Iterator[tuple[int, "Tensor"]]:

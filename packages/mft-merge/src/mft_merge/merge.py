@@ -23,6 +23,7 @@ from mft_merge.sources.adapter import Adapter, read_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.quantization import read_quantization
+from mft_merge.values.low_rank_factors import read_finite
 
 # What the files beside the weights take at most: tokenizers are the largest of them.
 OTHER_BYTES = 64 << 20
@@ -45,6 +46,7 @@ class Settings:
 
 def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any]:
     """Write to `out_dir` the model that the adapter in `adapter_dir` makes of its base; returns the merge's record."""
+    read_finite.cache_clear()  # the files may be others than in an earlier call
     adapter = read_adapter(_adapter_dir(adapter_dir))
     base = read_base_model(base_location(settings.base, adapter.config, adapter.adapter_dir))
     quantization = read_quantization(adapter.adapter_dir)
@@ -149,9 +151,11 @@ def is_trained_on_quantised(adapter: Adapter) -> bool:
 
 
 def _write_shards(plan: MergePlan, base: BaseModel, staging: Staging) -> None:
+    import torch
     from rich.console import Console
     from rich.progress import Progress
 
+    torch.set_num_threads(1)  # tiles are computed in threads of their own; more in each of them only wait for another
     headers = {shard.path.name: shard_header(shard, plan.shards[shard.path.name]) for shard in base.shards}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("merging", total=sum(tensor.num_bytes for tensor in plan.tensors()))

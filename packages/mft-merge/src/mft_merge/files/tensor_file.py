@@ -1,6 +1,7 @@
 """The safetensors file: its header read first, its payloads streamed at their offsets."""
 
 import ctypes
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -80,10 +81,12 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> "Tensor":
 
     row_bytes = tensor.num_bytes // max(1, num_rows(tensor))
     buffer = bytearray((stop - start) * row_bytes)
-    with tensor.path.open("rb") as stream:
-        stream.seek(tensor.offset + start * row_bytes)
-        if stream.readinto(buffer) != len(buffer):
+    descriptor = os.open(tensor.path, os.O_RDONLY)
+    try:
+        if os.preadv(descriptor, [buffer], tensor.offset + start * row_bytes) != len(buffer):
             raise _corrupt(tensor.path, "it was cut short while being read")
+    finally:
+        os.close(descriptor)
     values = torch.frombuffer(buffer, dtype=getattr(torch, FLOAT_TYPES[tensor.dtype]))
     return values.reshape(stop - start, *tensor.shape[1:])
 

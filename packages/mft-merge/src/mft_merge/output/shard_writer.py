@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from mft_merge.values.merged_values import Norms, merged_tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# More threads than these are not faster: the disk and the memory are busy.
+MOST_COMPUTING = 4
 
 
 def shard_header(shard: TensorFile, tensors: list[OutputTensor]) -> bytes:
@@ -35,7 +39,7 @@ def write_shard(
     """
     partial = path.with_name(f"{path.name}.partial")
     records: dict[str, dict[str, Any]] = {}
-    with partial.open("wb", buffering=0) as stream, _writer() as submit:
+    with partial.open("wb", buffering=0) as stream, _workers() as (compute, submit):
         stream.write(len(header).to_bytes(8, "little") + header)
         for tensor in tensors:
             if tensor.is_copy:
@@ -43,8 +47,9 @@ def write_shard(
             else:
                 checksum = _Checksum()
                 norms = Norms()
-                for tile in merged_tiles(tensor, norms):
-                    submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile))
+                for step in merged_tiles(tensor, norms):
+                    tile = compute(step)
+                    submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile.result()))
                 quantization = norms.quantization_square**0.5 if tensor.quantization else None
                 norm = update_norm(tensor)
                 records[tensor.name] = {"checksum": checksum, "norm": norm, "quantization_norm": quantization}
@@ -116,16 +121,17 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 
 
 @contextmanager
-def _writer() -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """A thread that does what it is given in order, at most two steps behind; its errors come back here."""
-    pending: list[Future[Any]] = []
+def _workers() -> Iterator[tuple[Callable[..., Future[Any]], Callable[[Callable[[], Any]], None]]]:
+    """Threads that compute tiles, and one that does what it is given in order; errors of both come back here."""
+    num_computing = min(MOST_COMPUTING, len(os.sched_getaffinity(0)))
+    pending: deque[Future[Any]] = deque()
 
     def submit(action: Callable[[], Any]) -> None:
-        pending.append(pool.submit(action))
-        if len(pending) > 2:
-            pending.pop(0).result()
+        pending.append(writing.submit(action))
+        if len(pending) > 2 * num_computing:
+            pending.popleft().result()
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        yield submit
+    with ThreadPoolExecutor(num_computing) as computing, ThreadPoolExecutor(1) as writing:
+        yield computing.submit, submit
         for future in pending:
             future.result()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as TorchDtype
 
-# Stored bytes of one tile; about eight times as much is in memory while it is merged.
-TILE_BYTES = 4 << 20
+# Stored bytes of one tile; about six times as much is in memory while it is merged. Small enough for a core's cache.
+TILE_BYTES = 1 << 19
+# The first row of a tile, and what gives it as it was and as it is merged.
+_Step = tuple[int, Callable[[], tuple["Tensor", "Tensor"]]]
 
 
 @dataclass(slots=True)
@@ -26,15 +29,16 @@ class Norms:
     quantization_square: float = 0.0
 
 
-def merged_tiles(tensor: OutputTensor, norms: Norms) -> Iterator["Tensor"]:
-    """The values of one output tensor, as tiles of rows in its output type; adds to `norms` on the way."""
+def merged_tiles(tensor: OutputTensor, norms: Norms) -> Iterator[Callable[[], "Tensor"]]:
+    """The values of one output tensor in tiles of rows, each as a call that gives it in the output type.
+
+    The calls may be made in any order and in several threads. `norms` is complete when the last one is handed out.
+    """
     first_row = 0
     for index, matrix in enumerate(_matrices(tensor)):
-        for weight, rounded in _matrix_tiles(tensor, matrix, index, norms):
-            _replace_rows(rounded, tensor, first_row)
-            _check_finite(rounded, weight, tensor)
-            first_row += len(rounded)
-            yield rounded
+        for start, step in _matrix_tiles(tensor, matrix, index, norms):
+            yield partial(_finished_tile, tensor, step, first_row + start)
+        first_row += num_rows(matrix)
 
 
 def add_update(weight: "Tensor", terms: list[tuple["Tensor", "Tensor", float]], dtype: "TorchDtype") -> "Tensor":
@@ -50,11 +54,22 @@ def add_update(weight: "Tensor", terms: list[tuple["Tensor", "Tensor", float]], 
         return weight.to(dtype)
     total = weight.to(torch.float32, copy=True)
     for left, right, scale in terms:
-        total += (left @ right).mul_(scale)
+        if dtype.itemsize >= total.itemsize:
+            total += (left @ right).mul_(scale)  # rounded as by PEFT, to the same bits
+        else:
+            total.addmm_(left, right, alpha=scale)
     rounded = total.to(dtype)
     if bool(is_zero.any()):
         same_bytes = weight[is_zero].to(dtype).contiguous().view(torch.uint8)
         rounded.view(torch.uint8)[is_zero] = same_bytes
+    return rounded
+
+
+def _finished_tile(tensor: OutputTensor, step: Callable[[], tuple["Tensor", "Tensor"]], first_row: int) -> "Tensor":
+    """The tile that a step gives, with the trained tokens in it and checked."""
+    weight, rounded = step()
+    _replace_rows(rounded, tensor, first_row)
+    _check_finite(rounded, weight, tensor)
     return rounded
 
 
@@ -70,43 +85,42 @@ def _matrices(tensor: OutputTensor) -> list[StoredTensor]:
     ]
 
 
-def _matrix_tiles(
-    tensor: OutputTensor, matrix: StoredTensor, index: int, norms: Norms
-) -> Iterator[tuple["Tensor", "Tensor"]]:
-    """Tiles of a matrix as they are stored or given back from quantisation, and as they are merged."""
+def _matrix_tiles(tensor: OutputTensor, matrix: StoredTensor, index: int, norms: Norms) -> Iterator[_Step]:
+    """The first row of every tile of a matrix, and what gives the tile as it was and as it is merged."""
     import torch
 
     dtype = getattr(torch, FLOAT_TYPES[tensor.dtype])
     products = tensor.products.get(index, ())
+    terms = [(*factors(product, *matrix.shape), product.update.scale) for product in products]
 
-    def tiles() -> Iterator[tuple[int, "Tensor"]]:
+    def tiles() -> Iterator[tuple[int, Callable[[], "Tensor"]]]:
         return _dequantized_tiles(tensor, matrix, norms) if tensor.quantization else _tiles(matrix)
 
-    if tensor.shifts:
-        weight = read_rows(matrix, 0, num_rows(matrix))
-        total = weight.float() + sum(read_finite(values) * scale for values, scale in tensor.shifts)
-        yield weight, total.to(dtype)
-        return
-    if not products:
-        for _, weight in tiles():
-            yield weight, weight.to(dtype)
-        return
-    terms = [(*factors(product, *matrix.shape), product.update.scale) for product in products]
-    if products[0].update.magnitude:
+    if products and products[0].update.magnitude:
         yield from _decomposed_tiles(tiles, products[0], terms[0], products[0].update.magnitude, dtype)
         return
-    for start, weight in tiles():
-        rows = [(left[start : start + len(weight)], right, scale) for left, right, scale in terms]
-        yield weight, add_update(weight, rows, dtype)
+
+    def merged(read: Callable[[], "Tensor"], start: int) -> tuple["Tensor", "Tensor"]:
+        weight = read()
+        stop = start + num_rows(matrix) if not weight.shape else start + len(weight)
+        if tensor.shifts:
+            shift = sum(read_finite(values)[start:stop] * scale for values, scale in tensor.shifts)
+            return weight, (weight.float() + shift).to(dtype)
+        if not terms:
+            return weight, weight.to(dtype)
+        return weight, add_update(weight, [(left[start:stop], right, scale) for left, right, scale in terms], dtype)
+
+    for start, read in tiles():
+        yield start, partial(merged, read, start)
 
 
 def _decomposed_tiles(
-    tiles: Callable[[], Iterator[tuple[int, "Tensor"]]],
+    tiles: Callable[[], Iterator[tuple[int, Callable[[], "Tensor"]]]],
     product: Product,
     term: tuple["Tensor", "Tensor", float],
     stored_magnitude: StoredTensor,
     dtype: "TorchDtype",
-) -> Iterator[tuple["Tensor", "Tensor"]]:
+) -> Iterator[_Step]:
     """Tiles of a matrix with DoRA: the magnitude over the norm of each output of W + scale * B @ A, times it."""
     import torch
 
@@ -115,18 +129,24 @@ def _decomposed_tiles(
     column_factor = None
     if product.is_transposed:
         squares = torch.zeros(right.shape[1], dtype=torch.float64)
-        for start, weight in tiles():
+        for start, read in tiles():
+            weight = read()
             sums = weight.float() + (left[start : start + len(weight)] @ right) * scale
             squares += sums.double().square().sum(dim=0)
         column_factor = magnitude / squares.sqrt().float()
-    for start, weight in tiles():
+
+    def merged(read: Callable[[], "Tensor"], start: int) -> tuple["Tensor", "Tensor"]:
+        weight = read()
         stop = start + len(weight)
         sums = weight.float() + (left[start:stop] @ right) * scale
         if column_factor is None:
             factor = (magnitude[start:stop] / torch.linalg.norm(sums, dim=1))[:, None]
         else:
             factor = column_factor
-        yield weight, (factor * sums).to(dtype)
+        return weight, (factor * sums).to(dtype)
+
+    for start, read in tiles():
+        yield start, partial(merged, read, start)
 
 
 def _replace_rows(rounded: "Tensor", tensor: OutputTensor, first_row: int) -> None:
@@ -138,11 +158,13 @@ def _replace_rows(rounded: "Tensor", tensor: OutputTensor, first_row: int) -> No
                 rounded[token_id - first_row] = values[index]
 
 
-def _dequantized_tiles(tensor: OutputTensor, matrix: StoredTensor, norms: Norms) -> Iterator[tuple[int, "Tensor"]]:
+def _dequantized_tiles(
+    tensor: OutputTensor, matrix: StoredTensor, norms: Norms
+) -> Iterator[tuple[int, Callable[[], "Tensor"]]]:
     """Tiles of a matrix given back from quantisation, or as they are where they are only measured against it."""
     assert tensor.quantization is not None  # noqa: S101 - only a bug can break it
     rows, columns = matrix.shape
-    wanted = max(1, TILE_BYTES * rows // matrix.num_bytes)
+    wanted = _rows_of_a_tile(matrix)
     step = rows_at_a_time(rows, columns, wanted, tensor.quantization)
     norms.quantization_square = 0.0
     for start in range(0, rows, step):
@@ -151,15 +173,22 @@ def _dequantized_tiles(tensor: OutputTensor, matrix: StoredTensor, norms: Norms)
         for first in range(0, len(weight), wanted):
             one, other = weight[first : first + wanted], given_back[first : first + wanted]
             norms.quantization_square += float((one.float() - other.float()).double().square().sum())
-            yield start + first, other if tensor.is_dequantized else one
+            yield start + first, partial(_itself, other if tensor.is_dequantized else one)
 
 
-def _tiles(source: StoredTensor) -> Iterator[tuple[int, "Tensor"]]:
-    """The first row and the values of every tile."""
-    rows = num_rows(source)
-    step = max(1, TILE_BYTES * rows // max(1, source.num_bytes))
+def _itself(weight: "Tensor") -> "Tensor":
+    return weight
+
+
+def _tiles(source: StoredTensor) -> Iterator[tuple[int, Callable[[], "Tensor"]]]:
+    """The first row of every tile, and what reads it."""
+    rows, step = num_rows(source), _rows_of_a_tile(source)
     for start in range(0, rows, step):
-        yield start, read_rows(source, start, min(rows, start + step))
+        yield start, partial(read_rows, source, start, min(rows, start + step))
+
+
+def _rows_of_a_tile(source: StoredTensor) -> int:
+    return max(1, TILE_BYTES * num_rows(source) // max(1, source.num_bytes))
 
 
 def _check_finite(rounded: "Tensor", weight: "Tensor", tensor: OutputTensor) -> None:

@@ -83,6 +83,16 @@ def test_merged_weights_equal_pefts(case, base_dir, make_adapter, load_adapted, 
     assert (logits(merged) - logits(load(base))).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("case", ["all linear layers", "rslora", "embedding", "transposed layers"])
+def test_float32_weights_are_pefts_to_the_bit(case, base_dir, make_adapter, load_adapted, load, run_merge, tmp_path):
+    kind, options = CASES[case]
+    adapter = make_adapter(base_dir(kind), tmp_path / "adapter", **options)
+    assert run_merge(adapter, tmp_path / "merged").exit_code == 0
+    expected = load_adapted(base_dir(kind), adapter).merge_and_unload().state_dict()
+    for name, tensor in load(tmp_path / "merged").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -32,6 +32,7 @@ from mft_merge.errors import MergeError
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is a model directory already.")
 @click.option("--resume", is_flag=True, help="Go on with what an earlier, killed call for this OUT has finished.")
+@click.option("--verify", is_flag=True, help="Compare the logits of base and adapter with the merged model's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the merge as JSON instead of OUT.")
 def main(
     adapter: Path,
@@ -41,13 +42,14 @@ def main(
     base_weights: str,
     overwrite: bool,
     resume: bool,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Fold the LoRA adapter ADAPTER, a directory or a run, into its base model and write the model directory OUT."""
     from mft_merge.merge import Settings, merge
 
     try:
-        record = merge(adapter, out, Settings(base, dtype, base_weights, overwrite, resume))
+        record = merge(adapter, out, Settings(base, dtype, base_weights, overwrite, resume, verify))
     except OSError as error:
         raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
     if as_json:

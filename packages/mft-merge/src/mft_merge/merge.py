@@ -24,6 +24,7 @@ from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.quantization import read_quantization
 from mft_merge.values.low_rank_factors import read_finite
+from mft_merge.verify import check_can_verify, verify
 
 # What the files beside the weights take at most: tokenizers are the largest of them.
 OTHER_BYTES = 64 << 20
@@ -42,6 +43,7 @@ class Settings:
     base_weights: str = "trained"
     overwrite: bool = False
     resume: bool = False
+    verify: bool = False
 
 
 def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any]:
@@ -51,6 +53,12 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
     base = read_base_model(base_location(settings.base, adapter.config, adapter.adapter_dir))
     quantization = read_quantization(adapter.adapter_dir)
     is_dequantized = quantization is not None and settings.base_weights == "trained"
+    if settings.verify:
+        check_can_verify()
+        if quantization is not None:
+            raise MergeError(
+                "--verify cannot build the live model of an adapter that was trained over a quantised base"
+            )
     record = make_record(adapter, base, settings.dtype, "trained" if is_dequantized else "full")
     _check_base(record, adapter)
     recover(out_dir)
@@ -71,6 +79,9 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
         write_configs(plan, adapter.adapter_dir, base, staging.model_dir, settings.dtype)
         record = write_record(record, plan, staging.finished, staging.model_dir)
         write_card(record, staging.model_dir)
+        if settings.verify:
+            figures = verify(base.base_dir, adapter.adapter_dir, staging.model_dir, plan)
+            record = record | {"verification": figures}
         staging.publish()
     for kind, share in quantization_shares(record).items():
         click.echo(f"note: {kind}: norm(W - W_q) / norm(update) = {share:.3g}", err=True)

@@ -1,0 +1,119 @@
+"""The merged model against the live one: logits of base and adapter in PEFT, and of what was written."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mft_merge.errors import MergeError
+from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES
+from mft_merge.planning.plan import MergePlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_TOKENS = 128
+# The largest norm of the logits' difference over the norm of the logits: weights kept in float32, and rounded ones.
+EXACT_BOUND, ROUNDED_BOUND = 1e-4, 0.05
+# What a forward takes beside the weights, as a share of them.
+FORWARD_SHARE = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far the logits of the merged model are from the live one's, over random tokens, in float32.
+
+    `relative_difference` is the norm of the difference over the norm of the live logits.
+    """
+
+    relative_difference: float
+    largest_difference: float
+    largest_logit: float
+    bound: float
+    is_layer_by_layer: bool
+
+
+def check_can_verify() -> None:
+    """Raise where the libraries of a verification are not installed."""
+    try:
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MergeError(
+            "--verify needs PEFT and transformers", fix='install them with: pip install "mft-merge[verify]"'
+        ) from error
+
+
+def verify(base_dir: Path, adapter_dir: Path, merged_dir: Path, plan: MergePlan) -> dict[str, Any]:
+    """Compare the model in `merged_dir` with base and adapter; raises where they differ by more than the bound.
+
+    Models that do not fit into the memory that is free are run from the disk, layer by layer.
+    """
+    import torch
+
+    tensors = [tensor for tensor in plan.tensors() if tensor.dtype in FLOAT_TYPES]
+    weight_bytes = sum(tensor.num_bytes // ITEM_BYTES[tensor.dtype] * 4 for tensor in tensors)
+    is_layer_by_layer = weight_bytes * FORWARD_SHARE > _free_bytes()
+    vocab_size = plan.config_changes.get("vocab_size")
+    live = _logits(base_dir, adapter_dir, vocab_size, from_disk=is_layer_by_layer)
+    merged = _logits(merged_dir, None, None, from_disk=is_layer_by_layer)
+    is_rounded = any(ITEM_BYTES[tensor.dtype] < ITEM_BYTES["F32"] for tensor in tensors)
+    difference = merged - live
+    found = Verification(
+        float(torch.linalg.norm(difference) / torch.linalg.norm(live)),
+        float(difference.abs().max()),
+        float(live.abs().max()),
+        ROUNDED_BOUND if is_rounded else EXACT_BOUND,
+        is_layer_by_layer,
+    )
+    figures = f"{found.relative_difference:.2g} of their norm, at most {found.largest_difference:.2g}"
+    if not found.relative_difference <= found.bound:
+        raise MergeError(
+            f"the merged model's logits differ from the live ones by {figures}; the bound is {found.bound:g}",
+            where=str(merged_dir),
+        )
+    click.echo(f"note: verified: the logits differ from the live ones by {figures}", err=True)
+    return asdict(found)
+
+
+def _logits(model_dir: Path, adapter_dir: Path | None, vocab_size: int | None, *, from_disk: bool) -> "Tensor":
+    """The logits over the same random tokens, (tokens, vocabulary) in float32."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with _placement(from_disk=from_disk) as placement:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, trust_remote_code=False, **placement
+        )
+        if vocab_size is not None:
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        if adapter_dir is not None:
+            placement.pop("device_map", None)
+            model = PeftModel.from_pretrained(model, adapter_dir, **placement)
+        size = model.config.get_text_config().vocab_size
+        ids = torch.randint(size, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return model.eval()(ids).logits[0].float()
+
+
+@contextmanager
+def _placement(*, from_disk: bool) -> Iterator[dict[str, Any]]:
+    """Where the weights go: into memory, or left on the disk but for the layer that is computed."""
+    if not from_disk:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="mft-merge-verify-") as folder:
+        yield {"device_map": "auto", "max_memory": {"cpu": 1}, "offload_folder": folder}
+
+
+def _free_bytes() -> int:
+    """The memory that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise MergeError("/proc/meminfo does not say what memory is free")

@@ -1,0 +1,60 @@
+"""--verify runs the live model and the merged one, and does not let a wrong merge pass."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mft_merge import verify
+from mft_merge.errors import MergeError
+from mft_merge.planning.changes import stored_changes
+from mft_merge.planning.plan import Target, make_plan
+from mft_merge.sources.adapter import read_adapter
+from mft_merge.sources.base_model import read_base_model
+
+
+@pytest.fixture
+def adapter(base_dir, make_adapter, tmp_path):
+    return make_adapter(base_dir("llama", shard_size="30KB"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("is_layer_by_layer", [False, True], ids=["in memory", "layer by layer"])
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_figures_of_a_right_merge(is_layer_by_layer, dtype, adapter, run_merge, tmp_path, monkeypatch):
+    if is_layer_by_layer:
+        monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
+    result = run_merge(adapter, tmp_path / "out", "--verify", "--json", "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)["verification"]
+    assert figures["is_layer_by_layer"] is is_layer_by_layer
+    assert figures["relative_difference"] <= (1e-6 if dtype == "keep" else 0.02)
+    assert figures["largest_logit"] > 0.1
+    assert "note: verified" in result.stderr
+
+
+def test_a_resized_vocabulary_is_verified(base_dir, make_adapter, run_merge, tmp_path):
+    adapter = make_adapter(base_dir("llama"), tmp_path / "adapter", vocab_size=270)
+    result = run_merge(adapter, tmp_path / "out", "--verify")
+    assert result.exit_code == 0, result.output
+
+
+def test_another_adapter_than_the_merged_one_is_found(adapter, base_dir, run_merge, tmp_path):
+    assert run_merge(adapter, tmp_path / "out").exit_code == 0
+    base = read_base_model(base_dir("llama", shard_size="30KB"))
+    plan = make_plan(stored_changes(read_adapter(adapter), base), base, {}, Target())
+    other = tmp_path / "other"
+    shutil.copytree(adapter, other)
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file({name: tensor * 1.1 for name, tensor in tensors.items()}, other / "adapter_model.safetensors")
+    with pytest.raises(MergeError, match=r"differ from the live ones by .* the bound is 0.0001"):
+        verify.verify(base.base_dir, other, tmp_path / "out", plan)
+
+
+def test_over_the_bound_nothing_is_published_and_the_shards_are_kept(adapter, run_merge, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "EXACT_BOUND", -1.0)
+    result = run_merge(adapter, tmp_path / "out", "--verify")
+    assert result.exit_code == 1
+    assert "the merged model's logits differ from the live ones by" in result.stderr
+    assert "are kept in" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -154,6 +154,9 @@ def test_help_names_the_options_and_version_the_package(run_merge):
     assert {"--base", "--dtype", "--overwrite"} <= set(re.findall(r"--\w+", run_merge("--help").stdout))
     assert run_merge("--version").stdout.startswith("mft-merge, version ")
     assert run_merge("only-one").exit_code == 2
+    wrong = run_merge("a", "b", "--max-shard-size", "much")
+    assert wrong.exit_code == 2
+    assert "'much' is no size" in wrong.stderr
 
 
 def test_the_documented_tree_is_what_a_merge_writes(base_dir, make_adapter, run_merge, tmp_path):

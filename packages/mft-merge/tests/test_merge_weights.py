@@ -161,6 +161,23 @@ def test_sharded_base_keeps_its_shards_and_index(base_dir, make_adapter, load, r
     assert (tmp_path / "sharded" / index_name).read_bytes() == (sharded / index_name).read_bytes()
 
 
+@pytest.mark.parametrize(("size", "num_shards"), [("5GB", 1), ("60KB", 3), ("1", 27)])
+@pytest.mark.parametrize("old_size", ["5GB", "30KB"])
+def test_weights_are_cut_anew_by_size(size, num_shards, old_size, base_dir, make_adapter, load, run_merge, tmp_path):
+    base = base_dir("qwen2", shard_size=old_size)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    for name, options in (("plain", []), ("cut", ["--max-shard-size", size])):
+        assert run_merge(adapter, tmp_path / name, *options).exit_code == 0
+    plain, cut = stored_tensors(tmp_path / "plain"), stored_tensors(tmp_path / "cut")
+    assert plain.keys() == cut.keys()
+    assert all(torch.equal(plain[name], cut[name]) for name in plain)
+    files = list((tmp_path / "cut").glob("*.safetensors"))
+    assert len(files) == num_shards
+    assert (tmp_path / "cut" / "model.safetensors.index.json").exists() is (num_shards > 1)
+    one, other = load(tmp_path / "plain").state_dict(), load(tmp_path / "cut").state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_untying_a_sharded_base_adds_the_head_to_the_index(base_dir, make_adapter, load, run_merge, tmp_path):
     base = base_dir("tied", shard_size="30KB")
     adapter = make_adapter(base, tmp_path / "adapter", modules_to_save=["embed_tokens"])

@@ -1,10 +1,25 @@
 """The command line of mft-merge: parses, calls the merge once, prints the path of the result."""
 
+import re
 from pathlib import Path
 
 import click
 
 from mft_merge.errors import MergeError
+
+
+class SizeType(click.ParamType):
+    """A size in bytes, as 5GB, 500MB or 2000000."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes that a text like 5GB means, in powers of 1,000."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", str(value).upper())
+        size = round(float(found[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[found[2]]) if found else 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size, give one as 5GB or 500MB", param, ctx)
+        return size
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +45,12 @@ from mft_merge.errors import MergeError
     show_default=True,
     help="Of a base that was quantised in training: the weights given back from it, or the full ones.",
 )
+@click.option(
+    "--max-shard-size",
+    type=SizeType(),
+    metavar="SIZE",
+    help="Cut the weights anew into files of at most this size, as 5GB; without it they are those of the base.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is a model directory already.")
 @click.option("--resume", is_flag=True, help="Go on with what an earlier, killed call for this OUT has finished.")
 @click.option("--verify", is_flag=True, help="Compare the logits of base and adapter with the merged model's.")
@@ -40,6 +61,7 @@ def main(
     base: str | None,
     dtype: str,
     base_weights: str,
+    max_shard_size: int | None,
     overwrite: bool,
     resume: bool,
     verify: bool,
@@ -49,7 +71,7 @@ def main(
     from mft_merge.merge import Settings, merge
 
     try:
-        record = merge(adapter, out, Settings(base, dtype, base_weights, overwrite, resume, verify))
+        record = merge(adapter, out, Settings(base, dtype, base_weights, overwrite, resume, verify, max_shard_size))
     except OSError as error:
         raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
     if as_json:

@@ -18,7 +18,7 @@ from mft_merge.output.model_files import write_configs, write_index
 from mft_merge.output.shard_writer import is_finished, shard_header, write_shard
 from mft_merge.output.staging import Staging, discard, recover, staged
 from mft_merge.planning.changes import stored_changes
-from mft_merge.planning.plan import MergePlan, Target, make_plan
+from mft_merge.planning.plan import MergePlan, Target, make_plan, resharded
 from mft_merge.sources.adapter import Adapter, read_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
@@ -44,6 +44,7 @@ class Settings:
     overwrite: bool = False
     resume: bool = False
     verify: bool = False
+    max_shard_bytes: int | None = None
 
 
 def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
                 "--verify cannot build the live model of an adapter that was trained over a quantised base"
             )
     record = make_record(adapter, base, settings.dtype, "trained" if is_dequantized else "full")
+    record["max_shard_bytes"] = settings.max_shard_bytes
     _check_base(record, adapter)
     recover(out_dir)
     if settings.resume and _is_done(out_dir, record):
@@ -69,6 +71,8 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
     code = next((code for code, name in FLOAT_TYPES.items() if name == settings.dtype), "keep")
     changes = stored_changes(adapter, base, quantization.modules if quantization else ())
     plan = make_plan(changes, base, adapter.config, Target(code, quantization, is_dequantized))
+    if settings.max_shard_bytes is not None:
+        plan = resharded(plan, settings.max_shard_bytes)
     if quantization is None:
         _note_quantised_training(adapter)
     if plan.config_changes.get("tie_word_embeddings") is False:
@@ -167,7 +171,7 @@ def _write_shards(plan: MergePlan, base: BaseModel, staging: Staging) -> None:
     from rich.progress import Progress
 
     torch.set_num_threads(1)  # tiles are computed in threads of their own; more in each of them only wait for another
-    headers = {shard.path.name: shard_header(shard, plan.shards[shard.path.name]) for shard in base.shards}
+    headers = {name: shard_header(name, tensors, base) for name, tensors in plan.shards.items()}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("merging", total=sum(tensor.num_bytes for tensor in plan.tensors()))
         for name, tensors in plan.shards.items():

@@ -11,20 +11,21 @@ from mft_merge.files.json_file import read_json, write_json
 from mft_merge.output.model_config import with_old_keys
 from mft_merge.output.tokenizer_files import stop_token_id, tokenizer_paths, with_old_tokenizer_keys, with_stop_token
 from mft_merge.planning.plan import MergePlan
-from mft_merge.sources.base_model import INDEX_NAME, BaseModel
+from mft_merge.sources.base_model import INDEX_NAME, SINGLE_NAME, BaseModel
 
 
 def write_index(plan: MergePlan, base: BaseModel, out_dir: Path) -> None:
     """The shard index with the new tensors and sizes; the base's own file where nothing of it changes."""
-    if base.index is None:
+    if set(plan.shards) == {SINGLE_NAME}:
         return
     weight_map = {tensor.name: name for name, tensors in plan.shards.items() for tensor in tensors}
-    metadata = dict(base.index.get("metadata") or {})
+    old = base.index or {}
+    metadata = dict(old.get("metadata") or {})
     metadata["total_size"] = sum(tensor.num_bytes for tensor in plan.tensors())
     if "total_parameters" in metadata:
         metadata["total_parameters"] = sum(prod(tensor.source.shape) for tensor in plan.tensors())
-    index = base.index | {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    _copy_or_write(base.base_dir / INDEX_NAME, base.index, index, out_dir)
+    index = old | {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    _copy_or_write(base.base_dir / INDEX_NAME, old, index, out_dir)
 
 
 def write_configs(plan: MergePlan, adapter_dir: Path, base: BaseModel, out_dir: Path, dtype: str) -> None:

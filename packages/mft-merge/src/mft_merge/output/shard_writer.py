@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mft_merge.files.tensor_file import TensorFile, make_header, memory_of, payload_chunks
+from mft_merge.files.tensor_file import make_header, memory_of, payload_chunks
 from mft_merge.planning.plan import OutputTensor
+from mft_merge.sources.base_model import BaseModel
 from mft_merge.values.low_rank_factors import update_norm
 from mft_merge.values.merged_values import Norms, merged_tiles
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 MOST_COMPUTING = 4
 
 
-def shard_header(shard: TensorFile, tensors: list[OutputTensor]) -> bytes:
-    """The header of an output shard; the base's own bytes where the layout is the base's."""
+def shard_header(name: str, tensors: list[OutputTensor], base: BaseModel) -> bytes:
+    """The header of an output shard; the base's own bytes where the layout is that of its shard of this name."""
+    shard = next((shard for shard in base.shards if shard.path.name == name), base.shards[0])
     layout = [(tensor.name, tensor.dtype, tensor.source.shape) for tensor in tensors]
     if layout == [(tensor.name, tensor.dtype, tensor.shape) for tensor in shard.tensors.values()]:
         return shard.header

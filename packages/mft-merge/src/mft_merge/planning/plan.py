@@ -9,7 +9,7 @@ from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES, StoredTensor, num_rows, payload_chunks, read_rows
 from mft_merge.planning.changes import TIED_HEADS, Block, Change
 from mft_merge.sources.adapter import LowRank, RowValues, unused
-from mft_merge.sources.base_model import BaseModel
+from mft_merge.sources.base_model import SINGLE_NAME, BaseModel
 from mft_merge.sources.quantization import FILE_NAME as QUANTIZATION_NAME
 from mft_merge.sources.quantization import Quantization
 
@@ -77,6 +77,19 @@ class MergePlan:
         """Every output tensor, shard by shard."""
         for tensors in self.shards.values():
             yield from tensors
+
+
+def resharded(plan: MergePlan, max_shard_bytes: int) -> MergePlan:
+    """The plan with the same tensors in the same order, in new shards of at most so many bytes, or of one tensor."""
+    groups: list[list[OutputTensor]] = [[]]
+    for tensor in plan.tensors():
+        if groups[-1] and sum(other.num_bytes for other in groups[-1]) + tensor.num_bytes > max_shard_bytes:
+            groups.append([])
+        groups[-1].append(tensor)
+    if len(groups) == 1:
+        return MergePlan({SINGLE_NAME: groups[0]}, plan.config_changes)
+    names = [f"model-{index:05d}-of-{len(groups):05d}.safetensors" for index in range(1, len(groups) + 1)]
+    return MergePlan(dict(zip(names, groups, strict=True)), plan.config_changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def load_model(model_dir: Path) -> PreTrainedModel:
 
 
 def random_adapter(
-    base: Path, adapter_dir: Path, *, vocab_size: int | None = None, zero: bool = False, **options
+    base: Path, adapter_dir: Path, *, vocab_size: int | None = None, zero: bool = False, seed: int = 1, **options
 ) -> Path:
     """A random LoRA adapter over `base`; every value that PEFT saves is random, or the update is zero."""
     model = load_model(base)
@@ -92,7 +92,7 @@ def random_adapter(
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     options = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], **options}
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **options))
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "magnitude" in name:

@@ -1,6 +1,7 @@
 """The command line of mft-merge: parses, calls the merge once, prints the path of the result."""
 
 import re
+from math import isfinite, nan
 from pathlib import Path
 
 import click
@@ -22,10 +23,38 @@ class SizeType(click.ParamType):
         return size
 
 
+class WeightType(click.ParamType):
+    """An adapter directory and its weight, as runs/a/final=0.7."""
+
+    name = "weight"
+
+    def convert(
+        self, value: str | tuple[Path, float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Path, float]:
+        """The path and the number."""
+        if isinstance(value, tuple):
+            return value
+        path, _, number = value.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = nan
+        if not path or not isfinite(weight):
+            self.fail(f"{value!r} is not DIR=WEIGHT, as runs/a/final=0.7", param, ctx)
+        return Path(path), weight
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mft-merge")
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="[ADAPTER] OUT")
+@click.option(
+    "--adapter",
+    "weights",
+    type=WeightType(),
+    multiple=True,
+    metavar="DIR=WEIGHT",
+    help="Instead of ADAPTER: one of several, whose updates are added, each times its weight.",
+)
 @click.option(
     "--base",
     metavar="DIR|HUB-ID",
@@ -56,8 +85,8 @@ class SizeType(click.ParamType):
 @click.option("--verify", is_flag=True, help="Compare the logits of base and adapter with the merged model's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the merge as JSON instead of OUT.")
 def main(
-    adapter: Path,
-    out: Path,
+    paths: tuple[Path, ...],
+    weights: tuple[tuple[Path, float], ...],
     base: str | None,
     dtype: str,
     base_weights: str,
@@ -68,10 +97,14 @@ def main(
     as_json: bool,
 ) -> None:
     """Fold the LoRA adapter ADAPTER, a directory or a run, into its base model and write the model directory OUT."""
+    if len(paths) != (1 if weights else 2):
+        raise click.UsageError("give ADAPTER and OUT, or --adapter DIR=WEIGHT for each of several and OUT")
+    out = paths[-1]
     from mft_merge.merge import Settings, merge
 
+    settings = Settings(base, dtype, base_weights, overwrite, resume, verify, max_shard_size)
     try:
-        record = merge(adapter, out, Settings(base, dtype, base_weights, overwrite, resume, verify, max_shard_size))
+        record = merge(list(weights) or [(paths[0], 1.0)], out, settings)
     except OSError as error:
         raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
     if as_json:

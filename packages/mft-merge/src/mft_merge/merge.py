@@ -19,10 +19,11 @@ from mft_merge.output.shard_writer import is_finished, shard_header, write_shard
 from mft_merge.output.staging import Staging, discard, recover, staged
 from mft_merge.planning.changes import stored_changes
 from mft_merge.planning.plan import MergePlan, Target, make_plan, resharded
+from mft_merge.planning.weighted import weighted_changes
 from mft_merge.sources.adapter import Adapter, read_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
-from mft_merge.sources.quantization import read_quantization
+from mft_merge.sources.quantization import Quantization, read_quantization
 from mft_merge.values.low_rank_factors import read_finite
 from mft_merge.verify import check_can_verify, verify
 
@@ -47,37 +48,43 @@ class Settings:
     max_shard_bytes: int | None = None
 
 
-def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any]:
-    """Write to `out_dir` the model that the adapter in `adapter_dir` makes of its base; returns the merge's record."""
+def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) -> dict[str, Any]:
+    """Write to `out_dir` the model that adapters make of their base; returns the merge's record.
+
+    `weights` are the directories of the adapters and what their updates are multiplied by. The base, unless the
+    settings name it, the tokenizer and the template are those of the first.
+    """
     read_finite.cache_clear()  # the files may be others than in an earlier call
-    adapter = read_adapter(_adapter_dir(adapter_dir))
+    adapters = [(read_adapter(_adapter_dir(path)), weight) for path, weight in weights]
+    adapter = adapters[0][0]
     base = read_base_model(base_location(settings.base, adapter.config, adapter.adapter_dir))
-    quantization = read_quantization(adapter.adapter_dir)
+    quantization = _quantization(adapters)
     is_dequantized = quantization is not None and settings.base_weights == "trained"
     if settings.verify:
         check_can_verify()
-        if quantization is not None:
-            raise MergeError(
-                "--verify cannot build the live model of an adapter that was trained over a quantised base"
-            )
-    record = make_record(adapter, base, settings.dtype, "trained" if is_dequantized else "full")
+        if quantization is not None or len(adapters) > 1 or adapters[0][1] != 1:
+            raise MergeError("--verify builds the live model of one adapter over a full base only", fix="leave it out")
+    record = make_record(adapters, base, settings.dtype, "trained" if is_dequantized else "full")
     record["max_shard_bytes"] = settings.max_shard_bytes
-    _check_base(record, adapter)
+    for each, _ in adapters:
+        _check_base(record, each)
     recover(out_dir)
     if settings.resume and _is_done(out_dir, record):
         discard(out_dir)
         return read_json(out_dir / RECORD_NAME)
-    _check_out(out_dir, (adapter_dir, base.base_dir), overwrite=settings.overwrite)
+    _check_out(out_dir, (*(path for path, _ in weights), base.base_dir), overwrite=settings.overwrite)
     code = next((code for code, name in FLOAT_TYPES.items() if name == settings.dtype), "keep")
-    changes = stored_changes(adapter, base, quantization.modules if quantization else ())
+    modules = quantization.modules if quantization else ()
+    changes = weighted_changes([(stored_changes(each, base, modules), weight) for each, weight in adapters])
     plan = make_plan(changes, base, adapter.config, Target(code, quantization, is_dequantized))
     if settings.max_shard_bytes is not None:
         plan = resharded(plan, settings.max_shard_bytes)
     if quantization is None:
-        _note_quantised_training(adapter)
+        for each, _ in adapters:
+            _note_quantised_training(each)
     if plan.config_changes.get("tie_word_embeddings") is False:
         click.echo("note: input and output embeddings now differ, so the merged model does not tie them", err=True)
-    with staged(out_dir, _job(record, adapter, base), resume=settings.resume) as staging:
+    with staged(out_dir, _job(record, adapters, base), resume=settings.resume) as staging:
         _write_shards(plan, base, staging)
         write_index(plan, base, staging.model_dir)
         write_configs(plan, adapter.adapter_dir, base, staging.model_dir, settings.dtype)
@@ -90,6 +97,18 @@ def merge(adapter_dir: Path, out_dir: Path, settings: Settings) -> dict[str, Any
     for kind, share in quantization_shares(record).items():
         click.echo(f"note: {kind}: norm(W - W_q) / norm(update) = {share:.3g}", err=True)
     return record
+
+
+def _quantization(adapters: list[tuple[Adapter, float]]) -> Quantization | None:
+    """The quantisation that all adapters were trained over, which must be one."""
+    found = [read_quantization(adapter.adapter_dir) for adapter, _ in adapters]
+    if any(other != found[0] for other in found):
+        raise MergeError(
+            "the adapters were trained over bases that were quantised differently",
+            where=", ".join(str(adapter.adapter_dir / "quantization.json") for adapter, _ in adapters),
+            fix="merge them one by one",
+        )
+    return found[0]
 
 
 def _adapter_dir(path: Path) -> Path:
@@ -121,9 +140,10 @@ def _is_done(out_dir: Path, record: dict[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in record.items())
 
 
-def _job(record: dict[str, Any], adapter: Adapter, base: BaseModel) -> dict[str, Any]:
+def _job(record: dict[str, Any], adapters: list[tuple[Adapter, float]], base: BaseModel) -> dict[str, Any]:
     """What must be the same for an unfinished merge to go on: the record so far, and the input files untouched."""
-    paths = [adapter.adapter_dir / "adapter_model.safetensors", *(shard.path for shard in base.shards)]
+    paths = [adapter.adapter_dir / "adapter_model.safetensors" for adapter, _ in adapters]
+    paths += [shard.path for shard in base.shards]
     files = {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
     return record | {"files": files}
 

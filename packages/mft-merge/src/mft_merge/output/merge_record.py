@@ -18,25 +18,33 @@ CARD_NAME = "README.md"
 FORMAT_VERSION = "1"
 
 
-def make_record(adapter: Adapter, base: BaseModel, dtype: str, base_weights: str) -> dict[str, Any]:
+def make_record(
+    adapters: list[tuple[Adapter, float]], base: BaseModel, dtype: str, base_weights: str
+) -> dict[str, Any]:
     """What identifies a merge: its inputs by their fingerprints, and its settings."""
-    weights = read_tensor_file(adapter.adapter_dir / "adapter_model.safetensors").tensors
+    first = adapters[0][0]
     record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "producer": f"mft-merge {importlib.metadata.version('mft-merge')}",
         "base": {
-            "name": adapter.config.get("base_model_name_or_path"),
+            "name": first.config.get("base_model_name_or_path"),
             "fingerprint": tensors_fingerprint(base.tensors.values()),
         },
-        "adapter": {
-            "fingerprint": tensors_fingerprint(weights.values()),
-            "config_sha256": _sha256(adapter.adapter_dir / "adapter_config.json"),
-        },
+        "adapters": [_adapter_entry(adapter, weight) for adapter, weight in adapters],
         "dtype": dtype,
         "base_weights": base_weights,
     }
-    run = _run(adapter.adapter_dir)
+    run = _run(first.adapter_dir)
     return record | ({"run": run} if run else {})
+
+
+def _adapter_entry(adapter: Adapter, weight: float) -> dict[str, Any]:
+    tensors = read_tensor_file(adapter.adapter_dir / "adapter_model.safetensors").tensors
+    return {
+        "fingerprint": tensors_fingerprint(tensors.values()),
+        "config_sha256": _sha256(adapter.adapter_dir / "adapter_config.json"),
+        "weight": weight,
+    }
 
 
 def write_record(
@@ -95,7 +103,7 @@ def write_card(record: dict[str, Any], out_dir: Path) -> None:
     rows = [
         ("base model", f"`{record['base']['name']}`"),
         ("base fingerprint", f"`{record['base']['fingerprint']}`"),
-        ("adapter fingerprint", f"`{record['adapter']['fingerprint']}`"),
+        *((f"adapter, times {found['weight']:g}", f"`{found['fingerprint']}`") for found in record["adapters"]),
         *((key.replace("_", " "), f"`{value}`") for key, value in record.get("run", {}).items()),
         ("weights stored as", "the base's types" if record["dtype"] == "keep" else f"`{record['dtype']}`"),
         ("base weights", "as trained, given back from 4 bits" if record["base_weights"] == "trained" else "full"),

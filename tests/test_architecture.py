@@ -40,7 +40,7 @@ ORDER = {
         ("generate", "chat"),
         "cli",
     ],
-    "mft_merge": ["errors", "files", "sources", "planning", "values", "output", "verify", "merge", "cli"],
+    "mft_merge": ["errors", "files", "sources", "planning", "values", "output", ("verify", "extract"), "merge", "cli"],
     "mft_train": [
         "errors",
         "config",

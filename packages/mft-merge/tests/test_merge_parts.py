@@ -151,7 +151,7 @@ def test_the_stop_token_of_a_slow_tokenizer_is_found(tmp_path):
 
 
 def test_help_names_the_options_and_version_the_package(run_merge):
-    assert {"--base", "--dtype", "--overwrite"} <= set(re.findall(r"--\w+", run_merge("--help").stdout))
+    assert {"--base", "--dtype", "--overwrite"} <= set(re.findall(r"--\w+", run_merge("merge", "--help").stdout))
     assert run_merge("--version").stdout.startswith("mft-merge, version ")
     assert run_merge("only-one").exit_code == 2
     wrong = run_merge("a", "b", "--max-shard-size", "much")

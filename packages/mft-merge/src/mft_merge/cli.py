@@ -3,6 +3,7 @@
 import re
 from math import isfinite, nan
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,8 +45,23 @@ class WeightType(click.ParamType):
         return Path(path), weight
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class DefaultGroup(click.Group):
+    """Commands of which `merge` is meant where none is named: `mft-merge ADAPTER OUT`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command before arguments that name none."""
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help", "--version")):
+            args = ["merge", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mft-merge")
+def main() -> None:
+    """Fold LoRA adapters into their base model: `mft-merge ADAPTER OUT` is `mft-merge merge ADAPTER OUT`."""
+
+
+@main.command()
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="[ADAPTER] OUT")
 @click.option(
     "--adapter",
@@ -84,7 +100,7 @@ class WeightType(click.ParamType):
 @click.option("--resume", is_flag=True, help="Go on with what an earlier, killed call for this OUT has finished.")
 @click.option("--verify", is_flag=True, help="Compare the logits of base and adapter with the merged model's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record of the merge as JSON instead of OUT.")
-def main(
+def merge(
     paths: tuple[Path, ...],
     weights: tuple[tuple[Path, float], ...],
     base: str | None,
@@ -100,13 +116,37 @@ def main(
     if len(paths) != (1 if weights else 2):
         raise click.UsageError("give ADAPTER and OUT, or --adapter DIR=WEIGHT for each of several and OUT")
     out = paths[-1]
-    from mft_merge.merge import Settings, merge
+    from mft_merge.merge import Settings
+    from mft_merge.merge import merge as merge_adapters
 
     settings = Settings(base, dtype, base_weights, overwrite, resume, verify, max_shard_size)
     try:
-        record = merge(list(weights) or [(paths[0], 1.0)], out, settings)
+        record = merge_adapters(list(weights) or [(paths[0], 1.0)], out, settings)
     except OSError as error:
         raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
+    _print(out, record, as_json=as_json)
+
+
+@main.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("tuned", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--rank", type=click.IntRange(min=1), required=True, help="Rank of the adapter; the full one loses nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the record with all residuals as JSON instead of OUT.")
+def extract(base: Path, tuned: Path, out: Path, rank: int, as_json: bool) -> None:
+    """Write the adapter OUT that makes the model directory BASE the model directory TUNED, as far as its rank goes."""
+    from mft_merge.extract import extract as extract_adapter
+
+    try:
+        record = extract_adapter(base, tuned, out, rank)
+    except OSError as error:
+        raise MergeError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
+    _print(out, record, as_json=as_json)
+
+
+def _print(out: Path, record: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         import orjson
 

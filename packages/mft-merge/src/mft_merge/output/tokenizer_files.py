@@ -1,5 +1,6 @@
 """The tokenizer's files: which directory they come from, and the token that ends an answer."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def tokenizer_paths(adapter_dir: Path, base_dir: Path) -> dict[str, Path]:
     )
     paths |= {name: template_dir / name for name in sorted(templates)}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def copy_tokenizer(source_dir: Path, out_dir: Path) -> None:
+    """Copy the tokenizer files of a directory, if it has any."""
+    for name, path in tokenizer_paths(source_dir, source_dir).items():
+        (out_dir / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, out_dir / name)
 
 
 def with_old_tokenizer_keys(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""The way back: the adapter between two models, exact at full rank, the closest at a smaller one."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from mft_merge.extract import low_rank
+
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def tensors(model_dir):
+    return load_file(model_dir / "model.safetensors")
+
+
+@pytest.fixture(params=["llama", "tied", "gpt2"])
+def pair(request, base_dir, make_adapter, run_merge, tmp_path):
+    """A base, and a model tuned from it by an adapter of rank 4 and trained layer norms."""
+    base = base_dir(request.param)
+    gpt2 = {"target_modules": ["c_attn", "c_proj"], "modules_to_save": ["ln_1"]}
+    llama = {"target_modules": ALL_LINEAR, "modules_to_save": ["input_layernorm"]}
+    adapter = make_adapter(base, tmp_path / "adapter", **(gpt2 if request.param == "gpt2" else llama))
+    assert run_merge(adapter, tmp_path / "tuned").exit_code == 0
+    return base, tmp_path / "tuned"
+
+
+@pytest.mark.parametrize("rank", [4, 1000])
+def test_merging_what_was_extracted_gives_the_tuned_model(rank, pair, load, load_adapted, run_merge, tmp_path):
+    base, tuned = pair
+    result = run_merge("extract", base, tuned, tmp_path / "out", "--rank", rank, "--json")
+    assert result.exit_code == 0, result.output
+    residuals = json.loads(result.stdout)["residuals"]
+    assert max(residuals.values()) < 1e-5
+    assert run_merge(tmp_path / "out", tmp_path / "again").exit_code == 0
+    wanted = tensors(tuned)
+    for name, tensor in tensors(tmp_path / "again").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5)
+    live = load_adapted(base, tmp_path / "out")
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(live(tokens).logits, load(tuned)(tokens).logits, rtol=0, atol=1e-4)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
+def test_the_residual_is_that_of_the_singular_values_left_out(rows, columns, rank, seed):
+    difference = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    a, b, residual = low_rank(difference, rank)
+    values = torch.linalg.svdvals(difference.double())
+    assert residual == pytest.approx(float(values[rank:].norm() / values.norm()), abs=1e-5)
+    assert b.shape[1] == a.shape[0] == min(rank, rows, columns)
+
+
+def test_models_that_do_not_fit_together_are_refused(base_dir, run_merge, tmp_path):
+    base = base_dir("llama")
+    for other, named in ((base_dir("qwen2"), "is in one of the models only"), (base, "no matrix differs")):
+        result = run_merge("extract", base, other, tmp_path / "out", "--rank", 2)
+        assert result.exit_code == 1
+        assert named in result.stderr
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    changed = tensors(base) | {"model.norm.weight": torch.ones(31)}
+    save_file(changed, wide / "model.safetensors", metadata={"format": "pt"})
+    (wide / "config.json").write_text((base / "config.json").read_text())
+    assert "has shape [31]" in run_merge("extract", base, wide, tmp_path / "out", "--rank", 2).stderr
+    assert not (tmp_path / "out").exists()

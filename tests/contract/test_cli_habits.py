@@ -29,7 +29,8 @@ MISSING_INPUTS = [
     ["mft-train", "init", "missing/run.yaml"],
     ["mft-train", "import-mftcoder", "missing.json", "new.yaml"],
     ["mft-train", "report", "missing/"],
-    ["mft-merge", "missing/", "out"],
+    ["mft-merge", "merge", "missing/", "out"],
+    ["mft-merge", "extract", "missing/", "missing/", "out", "--rank", "2"],
     ["mft-infer", "generate", "missing/", "missing.jsonl", "out.jsonl"],
     ["mft-infer", "chat", "missing/"],
     ["mft-eval", "problems", "missing.jsonl"],
@@ -154,7 +155,7 @@ def test_missing_input_is_one_line_of_error(command, tmp_path):
 
 
 def test_every_leaf_that_reads_a_file_is_tried_with_a_missing_one():
-    tried = {(command[0], *command[1:2]) if command[0] != "mft-merge" else ("mft-merge",) for command in MISSING_INPUTS}
+    tried = {(command[0], command[1]) for command in MISSING_INPUTS}
     leaves = {
         tuple(words) for name in COMMANDS for words, command in tree(name) if not isinstance(command, click.Group)
     }

@@ -24,6 +24,8 @@ def adapter(base_dir, make_adapter, tmp_path):
 def test_figures_of_a_right_merge(is_layer_by_layer, dtype, adapter, run_merge, tmp_path, monkeypatch):
     if is_layer_by_layer:
         monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     result = run_merge(adapter, tmp_path / "out", "--verify", "--json", "--dtype", dtype)
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)["verification"]
@@ -31,6 +33,20 @@ def test_figures_of_a_right_merge(is_layer_by_layer, dtype, adapter, run_merge, 
     assert figures["relative_difference"] <= (1e-6 if dtype == "keep" else 0.02)
     assert figures["largest_logit"] > 0.1
     assert "note: verified" in result.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_base_by_a_relative_path_is_not_written_over(base_dir, make_adapter, run_merge, tmp_path, monkeypatch):
+    """PEFT writes the files of a base on the disk anew, under their path as a relative one."""
+    monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base_dir("llama"), tmp_path / "base")
+    make_adapter(tmp_path / "base", tmp_path / "adapter")
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    result = run_merge("adapter", "out", "--base", "base", "--verify")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "out"}
 
 
 def test_a_resized_vocabulary_is_verified(base_dir, make_adapter, run_merge, tmp_path):

@@ -1,6 +1,7 @@
 """The merged model against the live one: logits of base and adapter in PEFT, and of what was written."""
 
-import tempfile
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import click
 
 from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES
+from mft_merge.output.staging import SCRATCH_NAME
 from mft_merge.planning.plan import MergePlan
 
 if TYPE_CHECKING:
@@ -59,8 +61,12 @@ def verify(base_dir: Path, adapter_dir: Path, merged_dir: Path, plan: MergePlan)
     weight_bytes = sum(tensor.num_bytes // ITEM_BYTES[tensor.dtype] * 4 for tensor in tensors)
     is_layer_by_layer = weight_bytes * FORWARD_SHARE > _free_bytes()
     vocab_size = plan.config_changes.get("vocab_size")
-    live = _logits(base_dir, adapter_dir, vocab_size, from_disk=is_layer_by_layer)
-    merged = _logits(merged_dir, None, None, from_disk=is_layer_by_layer)
+    base_dir, adapter_dir, merged_dir = base_dir.absolute(), adapter_dir.absolute(), merged_dir.absolute()
+    scratch_dir = merged_dir.parent / SCRATCH_NAME
+    with _placement(scratch_dir, from_disk=is_layer_by_layer) as placement:
+        live = _logits(base_dir, adapter_dir, vocab_size, placement)
+    with _placement(scratch_dir, from_disk=is_layer_by_layer) as placement:
+        merged = _logits(merged_dir, None, None, placement)
     is_rounded = any(ITEM_BYTES[tensor.dtype] < ITEM_BYTES["F32"] for tensor in tensors)
     difference = merged - live
     found = Verification(
@@ -80,35 +86,43 @@ def verify(base_dir: Path, adapter_dir: Path, merged_dir: Path, plan: MergePlan)
     return asdict(found)
 
 
-def _logits(model_dir: Path, adapter_dir: Path | None, vocab_size: int | None, *, from_disk: bool) -> "Tensor":
+def _logits(model_dir: Path, adapter_dir: Path | None, vocab_size: int | None, placement: dict[str, Any]) -> "Tensor":
     """The logits over the same random tokens, (tokens, vocabulary) in float32."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    with _placement(from_disk=from_disk) as placement:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.float32, trust_remote_code=False, **placement
-        )
-        if vocab_size is not None:
-            model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        if adapter_dir is not None:
-            placement.pop("device_map", None)
-            model = PeftModel.from_pretrained(model, adapter_dir, **placement)
-        size = model.config.get_text_config().vocab_size
-        ids = torch.randint(size, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            return model.eval()(ids).logits[0].float()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, trust_remote_code=False, **placement)
+    if vocab_size is not None:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    if adapter_dir is not None:
+        places = {key: value for key, value in placement.items() if key != "device_map"}
+        model = PeftModel.from_pretrained(model, adapter_dir, **places)
+    size = model.config.get_text_config().vocab_size
+    ids = torch.randint(size, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(ids).logits[0].float()
 
 
 @contextmanager
-def _placement(*, from_disk: bool) -> Iterator[dict[str, Any]]:
-    """Where the weights go: into memory, or left on the disk but for the layer that is computed."""
+def _placement(scratch_dir: Path, *, from_disk: bool) -> Iterator[dict[str, Any]]:
+    """Where the weights go: into memory, or left on the disk but for the layer that is computed.
+
+    From the disk, the working directory is `scratch_dir` meanwhile: PEFT copies the files of the base to where their
+    path, taken as a relative one, leads, and would write over the base itself if it were given by a relative path.
+    """
     if not from_disk:
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="mft-merge-verify-") as folder:
-        yield {"device_map": "auto", "max_memory": {"cpu": 1}, "offload_folder": folder}
+    shutil.rmtree(scratch_dir, ignore_errors=True)
+    scratch_dir.mkdir()
+    before = Path.cwd()
+    os.chdir(scratch_dir)
+    try:
+        yield {"device_map": "auto", "max_memory": {"cpu": 1}, "offload_folder": str(scratch_dir)}
+    finally:
+        os.chdir(before)
+        shutil.rmtree(scratch_dir)
 
 
 def _free_bytes() -> int:

@@ -23,6 +23,7 @@ from mft_merge.files.json_file import read_json, write_json
 
 JOB_NAME = "job.json"
 SHARDS_NAME = "shards.jsonl"
+SCRATCH_NAME = "verify"
 
 
 class Staging:
@@ -120,7 +121,7 @@ def _locked(out_dir: Path) -> Iterator[None]:
 def _check_own(directory: Path) -> set[str]:
     """The names in a staging directory, none of which may be another's."""
     names = {path.name for path in directory.iterdir()}
-    if not names <= {JOB_NAME, f"{JOB_NAME}.partial", SHARDS_NAME, "model", "old"}:
+    if not names <= {JOB_NAME, f"{JOB_NAME}.partial", SHARDS_NAME, "model", "old", SCRATCH_NAME}:
         raise MergeError(f"{directory} is not what mft-merge left there", fix="look into it and remove it")
     return names
 

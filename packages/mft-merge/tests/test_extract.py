@@ -45,6 +45,27 @@ def test_merging_what_was_extracted_gives_the_tuned_model(rank, pair, load, load
         torch.testing.assert_close(live(tokens).logits, load(tuned)(tokens).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["tied", "llama"])
+def test_a_changed_embedding_is_taken_whole_and_stays_tied(kind, base_dir, load, load_adapted, run_merge, tmp_path):
+    base = base_dir(kind)
+    tuned = load(base)
+    with torch.no_grad():
+        tuned.model.embed_tokens.weight.add_(0.1)
+        tuned.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    tuned.save_pretrained(tmp_path / "tuned")
+    assert run_merge("extract", base, tmp_path / "tuned", tmp_path / "out", "--rank", 1000).exit_code == 0
+    assert run_merge(tmp_path / "out", tmp_path / "again").exit_code == 0
+    wanted, found = tensors(tmp_path / "tuned"), tensors(tmp_path / "again")
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5)
+    assert load(tmp_path / "again").config.tie_word_embeddings is (kind == "tied")
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        live = load_adapted(base, tmp_path / "out")(tokens).logits
+        torch.testing.assert_close(live, load(tmp_path / "tuned")(tokens).logits, rtol=0, atol=1e-4)
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
 def test_the_residual_is_that_of_the_singular_values_left_out(rows, columns, rank, seed):
     difference = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

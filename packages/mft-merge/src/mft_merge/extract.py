@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ EMBEDDINGS = {*TIED_HEADS, *TIED_HEADS.values()}
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """Which tensors become updates of which rank, and which are taken whole."""
+    """Which tensors become updates of which rank, and which are taken whole, by their names in the adapter."""
 
     ranks: dict[str, int]
-    whole: list[str]
+    whole: dict[str, StoredTensor]
 
 
 def extract(base_dir: Path, tuned_dir: Path, out_dir: Path, rank: int) -> dict[str, Any]:
@@ -90,7 +91,11 @@ def _differences(base: BaseModel, tuned: BaseModel, rank: int) -> Extraction:
     matrices = [name for name in matrices if _kind(name) not in EMBEDDINGS]
     # PEFT wraps every module of a saved name, so each of them must be in the adapter.
     kinds = {_kind(name) for name in changed if name not in matrices}
-    whole = [name for name in base.tensors if _kind(name) in kinds]
+    whole = {name: tensor for name, tensor in tuned.tensors.items() if _kind(name) in kinds}
+    for name in [name for name in whole if _kind(name) in TIED_HEADS]:
+        head = f"{TIED_HEADS[_kind(name)]}.weight"
+        if head not in base.tensors:
+            whole[head] = whole[name]  # both sides of a tie have changed, and an adapter of one would undo it
     ranks = {name: min(rank, *base.tensors[name].shape) for name in matrices if name not in whole}
     if not ranks:
         raise MergeError("no matrix differs between the two models, so there is no adapter", where=str(tuned.base_dir))
@@ -116,9 +121,8 @@ def _write_tensors(
         module = f"{PREFIX}{name.removesuffix('.weight')}"
         layout.append((f"{module}.lora_A.weight", "F32", (rank, columns), rank * columns * 4))
         layout.append((f"{module}.lora_B.weight", "F32", (rows, rank), rows * rank * 4))
-    for name in found.whole:
-        tensor = tuned.tensors[name]
-        layout.append((f"{PREFIX}{name}", "F32", tensor.shape, _values(tensor).numel() * 4))
+    for name, tensor in found.whole.items():
+        layout.append((f"{PREFIX}{name}", "F32", tensor.shape, prod(tensor.shape) * 4))
     header = make_header(layout, {"format": "pt"})
     residuals = {}
     with path.open("wb") as stream:
@@ -128,8 +132,8 @@ def _write_tensors(
             a, b, residuals[name] = low_rank(difference.T if is_transposed else difference, rank)
             stream.write(memory_of(a))
             stream.write(memory_of(b))
-        for name in found.whole:
-            values = _values(tuned.tensors[name]).contiguous()
+        for tensor in found.whole.values():
+            values = _values(tensor).contiguous()
             stream.write(memory_of(values))
     return residuals
 

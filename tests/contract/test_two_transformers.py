@@ -195,9 +195,6 @@ def test_every_merged_family_is_the_same_model_to_both(old_transformers, byte_to
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="mft-train writes the config of a full fine-tune with transformers 5's keys only"
-)
 def test_a_full_fine_tune_is_written_for_both(run, base_model, dataset, tmp_path):
     settings = "method: full\nmax_steps: 1\nglobal_batch_size: 2\nlearning_rate: 1e-3\nvalidation_interval: 0\n"
     paths = f"model: {base_model}\ndataset: {dataset}\noutput: {tmp_path / 'run'}\n"

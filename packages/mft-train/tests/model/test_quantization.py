@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 from mft_train.config.config import RunConfig
+from mft_train.errors import TrainError
 from mft_train.model.compute import settle_compute
 from mft_train.model.load import load_model
 from mft_train.model.quantization import quantized_bytes, quantized_modules
@@ -123,6 +124,11 @@ def test_planned_bytes_are_those_that_bitsandbytes_takes(base, tiny_dataset, dou
         weights += state.shape.numel()
     # Each tensor rounds its second scales up.
     assert taken == pytest.approx(quantized_bytes(weights, double_quant=double), rel=0.02)
+
+
+def test_layers_that_bitsandbytes_gets_wrong_on_a_cpu_are_refused(tiny_model, tiny_dataset):
+    with pytest.raises(TrainError, match="is 32 wide, which bitsandbytes gets wrong on a CPU"):
+        load(tiny_model, tiny_dataset)
 
 
 def test_another_quantisation_is_another_run_and_fsdp_is_refused(launch, tmp_path):

@@ -40,8 +40,8 @@ def while_final_is_written(monkeypatch):
     def while_final_is_written(action):
         write = checkpoint.write_model
 
-        def disturbed(model, weights, tokenizer_dir, target):
-            write(model, weights, tokenizer_dir, target)
+        def disturbed(model, weights, origin, target):
+            write(model, weights, origin, target)
             if "final" in target.name:
                 action()
 

@@ -49,7 +49,7 @@ def test_a_lora_run_leaves_every_artifact_and_learns(config, tmp_path, tiny_data
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{run_dir / 'final'}\n"
     tokenizer_files = {path.name for path in (tiny_dataset / "tokenizer").iterdir()}
-    adapter_files = {"adapter_config.json", "adapter_model.safetensors"}
+    adapter_files = {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
     assert {path.name for path in (run_dir / "final").iterdir()} == adapter_files | tokenizer_files
     names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert names == ["best.json", *(f"step-{step:08d}" for step in range(5, 31, 5))]

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from mft_train.checkpoint.fingerprint import forgets_balance
+from mft_train.checkpoint.model_config import with_old_keys
 from mft_train.checkpoint.validation_record import ValidationRecord
 from mft_train.errors import TrainError, is_out_of_memory
 from mft_train.model.quantization import write_record
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mft_train.engine.start import Engine
 
 FORMAT_VERSION = "1"
+BASE_RECORD = "base_model.json"
 # Of Linux' renameat2: paths from the current folder, and names that change places.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -50,7 +52,16 @@ def step_dir(run_dir: Path, global_step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{global_step:08d}"
 
 
-def save_model(engine: Engine, model: nn.Module, tokenizer_dir: Path, target: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a model was made from, as it travels with its weights."""
+
+    tokenizer_dir: Path
+    dataset_sha256: str  # of the manifest
+    base_fingerprint: str | None  # of the base's tensors
+
+
+def save_model(engine: Engine, model: nn.Module, origin: Origin, target: Path) -> None:
     """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename.
 
     All ranks call this together; rank 0 writes.
@@ -60,7 +71,7 @@ def save_model(engine: Engine, model: nn.Module, tokenizer_dir: Path, target: Pa
         staging = target.with_name(f".{target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         with writing(staging):
-            write_model(engine.accelerator.unwrap_model(model), weights, tokenizer_dir, staging)
+            write_model(engine.accelerator.unwrap_model(model), weights, origin, staging)
             publish(staging, target)
     engine.accelerator.wait_for_everyone()
 
@@ -88,15 +99,23 @@ def gathered_weights(engine: Engine, model: nn.Module) -> dict[str, torch.Tensor
     return {name: gathered[id(tensor)] for name, tensor in tensors.items()}
 
 
-def write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], tokenizer_dir: Path, target: Path) -> None:
+def write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], origin: Origin, target: Path) -> None:
     """Writes the model's files with these weights; raises TrainError if one of them is empty."""
     empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
     if empty:
         raise TrainError(f'parameter "{empty[0]}" is empty, the weights were not gathered', where=str(target))
     model.save_pretrained(target, state_dict=weights)
     (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    write_record(model, target)
-    shutil.copytree(tokenizer_dir, target, dirs_exist_ok=True)
+    if hasattr(model, "peft_config"):
+        write_record(model, target)
+        document = {"format_version": FORMAT_VERSION, "fingerprint": origin.base_fingerprint}
+        document |= {"dataset_sha256": origin.dataset_sha256}
+        (target / BASE_RECORD).write_bytes(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+    else:
+        config = orjson.loads((target / "config.json").read_bytes())
+        content = orjson.dumps(with_old_keys(config), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        (target / "config.json").write_bytes(content)
+    shutil.copytree(origin.tokenizer_dir, target, dirs_exist_ok=True)
 
 
 def save_checkpoint(
@@ -105,7 +124,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: RunState,
     fingerprint: dict[str, Any],
-    tokenizer_dir: Path,
+    origin: Origin,
     target: Path,
 ) -> None:
     """Writes a checkpoint from all ranks together; it appears by one rename after every rank has written."""
@@ -118,7 +137,7 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
         with writing(staging):
             (staging / "state").mkdir(parents=True)
-            write_model(accelerator.unwrap_model(model), weights, tokenizer_dir, staging / "model")
+            write_model(accelerator.unwrap_model(model), weights, origin, staging / "model")
             torch.save(moments, staging / "state" / "optimizer.pt")
     accelerator.wait_for_everyone()
     with writing(staging):

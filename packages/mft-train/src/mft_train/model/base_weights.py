@@ -11,6 +11,7 @@ import orjson
 from mft_train.errors import TrainError
 
 NUM_READERS = 8
+SAMPLE_BYTES = 4096
 # In the order in which transformers looks for them: one file, or the index of several.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -35,6 +36,47 @@ def base_identity(model: str) -> str:
         raise TrainError(f'the model has no "{Path(error.filename).name}"', where=model) from error
     lines = (f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
     return f"sha256 {hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def model_dir(model: str) -> Path:
+    """The local directory of a model that has been loaded: itself, or where the hub's client keeps it."""
+    if Path(model).is_dir():
+        return Path(model)
+    from transformers.utils import cached_file
+
+    return Path(str(cached_file(model, "config.json"))).parent
+
+
+def tensors_fingerprint(directory: Path) -> str | None:
+    """The sha256 over all tensors of a model in the order of their names, None if they are not in safetensors files.
+
+    Of each the line `["name","dtype",[shape]]` as JSON without spaces and a newline, then the first 4,096 bytes of its
+    payload, or all if fewer. It is what mft-merge compares the base with.
+    """
+    names = weight_names(directory)
+    if not all(name.endswith(".safetensors") for name in names):
+        return None
+    tensors = sorted(tensor for name in names for tensor in stored_tensors(directory / name))
+    digest = hashlib.sha256()
+    for name, dtype, shape, path, offset, size in tensors:
+        digest.update(orjson.dumps([name, dtype, shape]) + b"\n")
+        with path.open("rb") as file:
+            file.seek(offset)
+            digest.update(file.read(min(SAMPLE_BYTES, size)))
+    return digest.hexdigest()
+
+
+def stored_tensors(path: Path) -> list[tuple[str, str, list[int], Path, int, int]]:
+    """Name, type, shape, file, offset and bytes of every tensor in a safetensors file."""
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = orjson.loads(file.read(header_size))
+    header.pop("__metadata__", None)
+    found = []
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        found.append((name, entry["dtype"], entry["shape"], path, 8 + header_size + start, stop - start))
+    return found
 
 
 def weight_names(directory: Path) -> list[str]:

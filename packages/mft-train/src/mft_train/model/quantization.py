@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mft_train.errors import TrainError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from mft_train.config.config import RunConfig
@@ -34,17 +37,24 @@ def quantized_loading(config: RunConfig, compute: Compute) -> dict[str, Any]:
     return {"quantization_config": quantization, "device_map": {"": compute.device}}
 
 
-def keep_exact(model: nn.Module) -> None:
-    """Lets quantised layers compute in the compute type alone.
+def keep_exact(model: nn.Module, device: torch.device) -> None:
+    """Lets quantised layers compute in the compute type alone; raises TrainError for layers that would be wrong.
 
     On CPUs with bfloat16 products bitsandbytes packs weights anew at the first evaluation, and goes on in training with
-    what it made: coarser, and without a gradient for the layers below.
+    what it made: coarser, and without a gradient for the layers below. And its CPU kernel gives wrong weights back
+    where a row is no multiple of a block.
     """
     from bitsandbytes.nn import Linear4bit
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+            if device.type == "cpu" and module.in_features % BLOCK_SIZE:
+                raise TrainError(
+                    f'layer "{name}" is {module.in_features} wide, which bitsandbytes gets wrong on a CPU: '
+                    f"it is no multiple of {BLOCK_SIZE}",
+                    fix="set method: lora",
+                )
 
 
 def quantized_modules(model: nn.Module) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mft_train.balancing.balance import TaskBalance
+    from mft_train.checkpoint.checkpoint import Origin
     from mft_train.checkpoint.validation_record import ValidationRecord
     from mft_train.config.config import RunConfig
     from mft_train.engine.start import Engine
@@ -47,6 +48,7 @@ class Run:
     stream: RowStream
     balance: TaskBalance
     fingerprint: dict[str, Any]
+    origin: Origin
     num_steps: int
     run_dir: Path
 
@@ -189,7 +191,7 @@ class Run:
             self.optimizer,
             state,
             self.fingerprint,
-            self.dataset.tokenizer_dir,
+            self.origin,
             target,
         )
         if self.engine.accelerator.is_main_process:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mft_train.balancing.balance import TaskBalance
-from mft_train.checkpoint.checkpoint import RunState, discard, load_adapter, load_checkpoint, read_run, save_model
+from mft_train.checkpoint.checkpoint import (
+    Origin,
+    RunState,
+    discard,
+    load_adapter,
+    load_checkpoint,
+    read_run,
+    save_model,
+)
 from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished, retain
 from mft_train.checkpoint.fingerprint import changed_settings, fingerprint
 from mft_train.config.config_file import write_config
@@ -17,7 +25,7 @@ from mft_train.engine.start import start_engine
 from mft_train.errors import TrainError
 from mft_train.loss.loss_head import LossHead
 from mft_train.loss.router_loss import find_router_loss
-from mft_train.model.base_weights import base_identity
+from mft_train.model.base_weights import base_identity, model_dir, tensors_fingerprint
 from mft_train.model.compiled_layers import check_compile, compile_layers
 from mft_train.model.compute import run_device, settle_compute
 from mft_train.model.isolation import check_isolation
@@ -106,6 +114,7 @@ def train(
             stream,
             TaskBalance(config, dataset, state.balance),
             start.fingerprint,
+            find_origin(config, dataset, world),
             num_run_steps(stream.steps_per_epoch, config),
             run_dir,
         )
@@ -136,6 +145,12 @@ def find_start(
     saved = read_run(found)["fingerprint"]
     changed = changed_settings(saved, expected, found, is_forced=is_forced, is_talking=world.is_main)
     return Start(expected, found, frozenset(changed))
+
+
+def find_origin(config: RunConfig, dataset: DatasetDir, world: World) -> Origin:
+    """What travels with the weights; rank 0 writes it, and looks at the base's files alone."""
+    fingerprint = tensors_fingerprint(model_dir(config.model)) if world.is_main else None
+    return Origin(dataset.tokenizer_dir, dataset.manifest_sha256, fingerprint)
 
 
 def open_stream(config: RunConfig, dataset: DatasetDir, world: World) -> RowStream:
@@ -188,7 +203,7 @@ def run_to_end(run: Run, state: RunState, resumed: Path | None) -> None:
         state, interrupt = run.loop(metrics, state, interrupts)
         # A tracker may wait long for its server when it is closed: the model comes first.
         if not interrupt:
-            save_model(run.engine, run.model, run.dataset.tokenizer_dir, final)
+            save_model(run.engine, run.model, run.origin, final)
             metrics.write("end", global_step=state.global_step)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -80,15 +80,15 @@ def test_build(benchmark, large, base_model, tmp_path, rates, report):
     options = options_for(base_model)
     out = tmp_path / "dataset"
     run = RunOptions(num_workers=WORKERS, is_overwrite=True)
-    work = make_plan(all_sources(large, ()), options).work
-    stretches = make_encoder(work.tokenizer_config, work.template).template.stretches
-    alone = Tokenizer.from_str(json.dumps(renamed_config(plain_config(work.tokenizer_config))))
+    plan = make_plan(all_sources(large, ()), options)
+    encoder = make_encoder(plan.tokenizer_config, plan.template)
+    alone = Tokenizer.from_str(json.dumps(renamed_config(plain_config(plan.tokenizer_config))))
     texts = [
         stretch.text
-        for source in work.sources
+        for source in plan.work.sources
         for file in source.files
         for line in file.path.read_bytes().splitlines()
-        for stretch in stretches(parse_line(line, "chat_rounds"))
+        for stretch in encoder.render(parse_line(line, "chat_rounds"))
     ]
     alone_seconds, manifest = [], {}
 

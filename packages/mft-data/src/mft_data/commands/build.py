@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
 from mft_data.dataset.staging import PART, check_output, publish, staging_dir
-from mft_data.encoding.encoder import make_encoder, unchecked_encoder
+from mft_data.encoding.encoder import make_encoder
 from mft_data.encoding.tokenizer import save_tokenizer
 from mft_data.errors import DataError
 from mft_data.execution.assemble import assemble_dataset
@@ -60,11 +59,11 @@ def build(source_arguments: list[str], out: Path, options: BuildOptions, run: Ru
     # Worker processes load their libraries while this one loads the tokenizer with transformers.
     with started_engine(run.engine, num_workers) as engine:
         plan = make_plan(sources, options)
-        make_encoder(plan.work.tokenizer_config, plan.work.template)  # the check, before any worker relies on it
+        encoder = make_encoder(plan.tokenizer_config, plan.template)  # with checks, before any worker relies on it
         with staging_dir(out, plan.document, run.is_resume) as staging:
             if not (staging / "tokenizer").is_dir():
-                save_tokenizer(plan.tokenizer, plan.work.template.jinja(), staging / "tokenizer")
-            run_chunks(plan, chunks, staging / "chunks", engine)
+                save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")
+            run_chunks(plan, encoder, chunks, staging / "chunks", engine)
             if run.part:
                 part = {"part": run.part[0], "num_parts": run.part[1], "num_chunks": len(all_chunks)}
                 (staging / PART).write_bytes(orjson.dumps(part))
@@ -76,7 +75,7 @@ def build(source_arguments: list[str], out: Path, options: BuildOptions, run: Ru
     return manifest
 
 
-def run_chunks(plan: Plan, chunks: list[Chunk], chunks_dir: Path, engine: Engine) -> None:
+def run_chunks(plan: Plan, encoder: Encoder, chunks: list[Chunk], chunks_dir: Path, engine: Engine) -> None:
     """Finishes every chunk that is not finished yet; raises DataError for the first error in the order of the input."""
     chunks_dir.mkdir(exist_ok=True)
     dropped = find_duplicates(plan, chunks, engine) if plan.dedup != "none" else {}
@@ -85,7 +84,7 @@ def run_chunks(plan: Plan, chunks: list[Chunk], chunks_dir: Path, engine: Engine
     jobs = ((encode_job, chunk, dropped.get(chunk.index)) for chunk in chunks if finished[chunk.index] is None)
     num_read = 0
     with (
-        closing(engine.run(partial(encode_state, plan.work, chunks_dir), jobs)) as results,
+        closing(engine.run((plan.work, encoder, chunks_dir), jobs)) as results,
         show_progress(sum(chunk.num_bytes for chunk in chunks)) as advance,
     ):
         for chunk in chunks:
@@ -94,11 +93,6 @@ def run_chunks(plan: Plan, chunks: list[Chunk], chunks_dir: Path, engine: Engine
             num_read += result.counts.read
             advance(chunk.num_bytes, result.num_tokens)
     rejects.check_percent(num_read)
-
-
-def encode_state(work: Work, chunks_dir: Path) -> tuple[Work, Encoder, Path]:
-    """What a worker keeps between the chunks that it encodes."""
-    return work, unchecked_encoder(work.tokenizer_config, work.template), chunks_dir
 
 
 def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, is_dropped: np.ndarray | None) -> ChunkResult:
@@ -116,13 +110,8 @@ def find_duplicates(plan: Plan, chunks: list[Chunk], engine: Engine) -> dict[int
     from mft_data.filters.duplicates import Duplicates
 
     duplicates = Duplicates(plan.dedup)
-    scanned = engine.run(partial(scan_state, plan.work), ((scan_job, chunk, plan.dedup == "near") for chunk in chunks))
+    scanned = engine.run(plan.work, ((scan_job, chunk, plan.dedup == "near") for chunk in chunks))
     return {chunk.index: duplicates.is_duplicate(*found) for chunk, found in zip(chunks, scanned, strict=True)}
-
-
-def scan_state(work: Work) -> Work:
-    """What a worker keeps between the chunks that it scans."""
-    return work
 
 
 def scan_job(work: Work, chunk: Chunk, has_signatures: bool) -> tuple[np.ndarray, np.ndarray | None]:

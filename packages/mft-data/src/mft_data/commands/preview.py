@@ -6,11 +6,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mft_data.display.row_display import format_segment, readable_segment
-from mft_data.encoding.choose_template import choose_template
+from mft_data.encoding.choose_template import load_tokenizer_and_template
 from mft_data.encoding.encoder import make_encoder, make_tokenizer
-from mft_data.encoding.tokenizer import load_tokenizer, tokenizer_config
+from mft_data.encoding.tokenizer import tokenizer_config
 from mft_data.errors import DataError, RecordError
-from mft_data.execution.plan import saved_and_loaded
 from mft_data.reading.lines import read_lines
 from mft_data.reading.records import file_format, parse_line
 from mft_data.reading.sources import find_source
@@ -35,9 +34,8 @@ def preview(
 ) -> Iterator[str]:
     """Yields each of the first conversations under its file and line; raises DataError as a build would."""
     source = find_source(source_argument)
-    tokenizer = load_tokenizer(tokenizer_dir, eos_token)
-    chosen_template = choose_template(template, tokenizer, role_markers, eos_token)
-    config = tokenizer_config(saved_and_loaded(tokenizer, chosen_template.jinja()))
+    tokenizer, chosen_template = load_tokenizer_and_template(tokenizer_dir, template, role_markers, eos_token)
+    config = tokenizer_config(tokenizer)
     encoder = make_encoder(config, chosen_template)
     decoder = make_tokenizer(config)
     num_shown = 0

@@ -1,7 +1,8 @@
-"""Which conversation template a build uses: `mft`, the tokenizer's own chat template, or one from a file."""
+"""Which tokenizer and conversation template a build uses: `mft`, the tokenizer's own template, or one from a file."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import click
 
 from mft_data.encoding.chat_template import chat_template
 from mft_data.encoding.template import mft_template
+from mft_data.encoding.tokenizer import load_tokenizer, save_tokenizer
 from mft_data.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mft_data.encoding.template import Template
+
+
+def load_tokenizer_and_template(
+    tokenizer_dir: Path, choice: str, role_markers: Mapping[str, str], eos_token: str | None
+) -> tuple[PreTrainedTokenizerBase, Template]:
+    """The tokenizer as every reader of a dataset loads it, and the template of this choice; raises DataError."""
+    tokenizer = load_tokenizer(tokenizer_dir, eos_token)
+    template = choose_template(choice, tokenizer, role_markers, eos_token)
+    # It is the saved tokenizer that has to encode: some are rebuilt at every load.
+    with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
+        save_tokenizer(tokenizer, template.jinja(), Path(folder, "tokenizer"))
+        return load_tokenizer(Path(folder, "tokenizer"), None), template
 
 
 def choose_template(

@@ -57,12 +57,18 @@ class Encoder:
     making; an unsupervised one after the first as the text after the stop token that it is.
     """
 
-    template: Template  # its special tokens under their private names
+    config: Mapping[str, Any]  # the decoded tokenizer.json
+    template: Template
+    private_template: Template  # the same with its special tokens under their private names
     prompt_tokenizer: Tokenizer
     span_tokenizer: Tokenizer
     stop: str  # private name of the token that ends bot turns
     stop_length: int  # ids that it takes at the start of a text
     ids_dtype: str  # uint16 or uint32
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Goes to other processes as what it is made of, and is made anew there."""
+        return unchecked_encoder, (self.config, self.template)
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
         """Ids and masks of one or more conversations; raises RecordError for one that the template cannot take."""
@@ -70,7 +76,7 @@ class Encoder:
 
     def render(self, conversation: Conversation) -> list[Stretch]:
         """The stretches that `encode_rendered` takes; raises RecordError if the template cannot take it."""
-        return self.template.stretches(conversation)
+        return self.private_template.stretches(conversation)
 
     def encode_rendered(self, per_conversation: Sequence[list[Stretch]]) -> EncodedBatch:
         """Ids and masks of one or more rendered conversations; the first token of each is never supervised."""
@@ -127,7 +133,9 @@ def unchecked_encoder(config: Mapping[str, Any], template: Template) -> Encoder:
     stop = names[template.stop]
     max_token_id = max(prompt_tokenizer.get_vocab(with_added_tokens=True).values())
     return Encoder(
-        template=template.renamed(names),
+        config=config,
+        template=template,
+        private_template=template.renamed(names),
         prompt_tokenizer=prompt_tokenizer,
         span_tokenizer=span_tokenizer,
         stop=stop,

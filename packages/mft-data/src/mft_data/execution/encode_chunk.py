@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,11 @@ class ChunkResult:
     file_sha256: dict[str, str]  # of the files that begin in this chunk, by the source's split and their name
     smallest: Extreme | None = None
     largest: Extreme | None = None
-    num_tokens: int = field(default=0)
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of its rows in all splits."""
+        return sum(split.tokens for split in self.splits.values())
 
 
 def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndarray | None, out: Path) -> ChunkResult:
@@ -104,7 +108,6 @@ def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndar
         if span.start == 0:
             file = source.files[span.file]
             result.file_sha256[f"{source.split}/{file.name}"] = file_sha256(file.path)
-    result.num_tokens = sum(split.tokens for split in result.splits.values())
     return result
 
 
@@ -267,5 +270,4 @@ def result_from(document: dict[str, Any]) -> ChunkResult:
         file_sha256=document["file_sha256"],
         smallest=extreme(document["smallest"]),
         largest=extreme(document["largest"]),
-        num_tokens=document["num_tokens"],
     )

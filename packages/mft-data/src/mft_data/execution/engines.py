@@ -27,9 +27,8 @@ JOBS_AHEAD = 4
 class Here:
     """Runs jobs one after the other in this process."""
 
-    def run(self, make_state: Callable[[], Any], jobs: Iterable[Job]) -> Iterator[Any]:
-        """The results of the jobs in order; `make_state` makes what every job gets first."""
-        state = make_state()
+    def run(self, state: Any, jobs: Iterable[Job]) -> Iterator[Any]:
+        """The results of the jobs in order; every job gets `state` first."""
         for function, *arguments in jobs:
             yield function(state, *arguments)
 
@@ -46,10 +45,13 @@ class Processes:
         for _ in range(num_workers):
             self.pool.submit(os.getpid)
 
-    def run(self, make_state: Callable[[], Any], jobs: Iterable[Job]) -> Iterator[Any]:
-        """The results of the jobs in order; raises DataError if a worker is killed."""
+    def run(self, state: Any, jobs: Iterable[Job]) -> Iterator[Any]:
+        """The results of the jobs in order, each of which gets its worker's copy of `state` first.
+
+        Raises DataError if a worker is killed.
+        """
         with tempfile.NamedTemporaryFile(prefix="mft-data-") as handle:
-            pickle.dump(make_state, handle)
+            pickle.dump(state, handle)
             handle.flush()
             try:
                 started = (self.pool.submit(work_on, handle.name, job) for job in jobs)
@@ -76,19 +78,18 @@ class Ray:
         if self.is_own:
             ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level="error")
 
-    def run(self, make_state: Callable[[], Any], jobs: Iterable[Job]) -> Iterator[Any]:
-        """The results of the jobs in order."""
+    def run(self, state: Any, jobs: Iterable[Job]) -> Iterator[Any]:
+        """The results of the jobs in order, each of which gets its worker's copy of `state`."""
         import ray
 
         @ray.remote(num_cpus=1)
         class Worker:
             def __init__(self) -> None:
                 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-                self.state = make_state()
 
             def work_on(self, job: Job) -> Any:
                 function, *arguments = job
-                return function(self.state, *arguments)
+                return function(state, *arguments)
 
         workers = [Worker.remote() for _ in range(self.num_workers)]
         try:
@@ -147,7 +148,7 @@ def cancel_all(futures: list[Future[Any]]) -> None:
     wait(futures)
 
 
-# The state that this worker process has made, by the file that said how.
+# The state of this worker process, by the file that it was read from.
 _states: dict[str, Any] = {}
 
 
@@ -177,6 +178,6 @@ def work_on(state_path: str, job: Job) -> Any:
     """The result of one job, in a worker process."""
     if state_path not in _states:
         _states.clear()
-        _states[state_path] = pickle.loads(Path(state_path).read_bytes())()  # noqa: S301 - written by our parent
+        _states[state_path] = pickle.loads(Path(state_path).read_bytes())  # noqa: S301 - written by our parent
     function, *arguments = job
     return function(_states[state_path], *arguments)

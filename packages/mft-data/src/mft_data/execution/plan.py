@@ -11,8 +11,8 @@ import orjson
 
 from mft_data.dataset.dataset_dir import producer
 from mft_data.dataset.mds import mds_columns
-from mft_data.encoding.choose_template import choose_template
-from mft_data.encoding.tokenizer import load_tokenizer, save_tokenizer, tokenizer_config
+from mft_data.encoding.choose_template import load_tokenizer_and_template
+from mft_data.encoding.tokenizer import tokenizer_config
 from mft_data.errors import DataError
 from mft_data.execution.read_chunk import Work
 from mft_data.reading.chunks import source_documents
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from transformers import PreTrainedTokenizerBase
+
+    from mft_data.encoding.template import Template
     from mft_data.reading.records import MaxRejects
 
 
@@ -52,7 +55,9 @@ class Plan:
     """A build before it begins; `document` tells any two apart that would not give the same rows."""
 
     work: Work
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_config: Mapping[str, Any]  # the decoded tokenizer.json
+    template: Template
     document: bytes
     dedup: str
     max_rejects: MaxRejects
@@ -61,9 +66,9 @@ class Plan:
 def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
     """The plan of a build; raises DataError."""
     task_names = list(dict.fromkeys(source.task for source in sources))
-    tokenizer = load_tokenizer(options.tokenizer_dir, options.eos_token)
-    template = choose_template(options.template, tokenizer, options.role_markers, options.eos_token)
-    tokenizer = saved_and_loaded(tokenizer, template.jinja())
+    tokenizer, template = load_tokenizer_and_template(
+        options.tokenizer_dir, options.template, options.role_markers, options.eos_token
+    )
     config = tokenizer_config(tokenizer)
     max_token_id = max(tokenizer.get_vocab().values())
     work = Work(
@@ -74,8 +79,6 @@ def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
             for position, source in enumerate(sources)
             for number, file in enumerate(source.files)
         },
-        tokenizer_config=config,
-        template=template,
         seq_length=options.seq_length,
         overlong=options.overlong,
         packing=options.packing,
@@ -111,7 +114,7 @@ def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
     }
     document = {"manifest": facts, "settings": settings, "sources": source_documents(sources)}
     content = orjson.dumps(document, option=orjson.OPT_INDENT_2)
-    return Plan(work, tokenizer, content, options.dedup, options.max_rejects)
+    return Plan(work, tokenizer, config, template, content, options.dedup, options.max_rejects)
 
 
 def all_sources(arguments: list[str], validation_arguments: tuple[str, ...]) -> list[Source]:
@@ -130,16 +133,6 @@ def all_sources(arguments: list[str], validation_arguments: tuple[str, ...]) -> 
         else:
             ordered.append(source)
     return ordered
-
-
-def saved_and_loaded(tokenizer: Any, chat_template: str) -> Any:
-    """The tokenizer as every later reader loads it from the dataset: it is what has to encode."""
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
-        save_tokenizer(tokenizer, chat_template, Path(folder, "tokenizer"))
-        return load_tokenizer(Path(folder, "tokenizer"), None)
 
 
 def load_ngrams(paths: tuple[Path, ...]) -> Any:

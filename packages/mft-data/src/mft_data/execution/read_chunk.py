@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mft_data.errors import DataError, RecordError
 from mft_data.reading.lines import lines_before, read_lines
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mft_data.encoding.template import Stretch, Template
+    from mft_data.encoding.template import Stretch
     from mft_data.reading.chunks import Chunk
     from mft_data.reading.conversation import Conversation
     from mft_data.reading.sources import Source
@@ -28,8 +28,6 @@ class Work:
     sources: tuple[Source, ...]
     task_ids: tuple[int, ...]  # of each source
     formats: Mapping[tuple[int, int], str | None]  # by position of the source and of its file
-    tokenizer_config: Mapping[str, Any]  # the decoded tokenizer.json
-    template: Template
     seq_length: int
     overlong: str  # drop, truncate or error
     packing: str

@@ -72,8 +72,10 @@ def test_the_prompt_of_inference_is_the_prompt_of_training(dataset, merged_model
     content = text.removeprefix("<s>human\n").removesuffix("\n<s>bot\n")
     messages = [{"role": "user", "content": content}]
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == ids[:first].tolist()
-    assert ids[-1] == tokenizer.eos_token_id
-    assert mask[-1] == 1
+    # A newline follows EOS, unsupervised.
+    assert ids[-2] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[-1]) == "\n"
+    assert mask[-2:].tolist() == [1, 0]
 
 
 def test_problems_to_generations_to_results_in_one_shell_line(run, merged_model, problems, tmp_path):

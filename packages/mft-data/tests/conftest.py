@@ -1,6 +1,7 @@
 """Small tokenizers of the families that matter, trained here, and helpers to write sources."""
 
 import os
+from itertools import product
 from pathlib import Path
 
 import orjson
@@ -9,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from mft_data.encoding.encoder import Encoder, make_encoder
-from mft_data.encoding.template import Template, mft_template
+from mft_data.encoding.template import OWN_TEMPLATES, Template
 from mft_data.encoding.tokenizer import load_tokenizer, tokenizer_config
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -113,15 +114,15 @@ MAKERS = {
 
 
 class Family:
-    """One tokenizer directory with what the tests need of it."""
+    """One tokenizer directory and template with what the tests need of them."""
 
-    def __init__(self, name: str, tokenizer_dir: Path) -> None:
+    def __init__(self, name: str, tokenizer_dir: Path, template: str = "mft") -> None:
         self.name = name
         self.tokenizer_dir = tokenizer_dir
         self.tokenizer = load_tokenizer(tokenizer_dir, None)
         self.special_texts = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self.special_ids = set(self.tokenizer.convert_tokens_to_ids(self.special_texts))
-        self.template: Template = mft_template(self.tokenizer.eos_token, {})
+        self.template: Template = OWN_TEMPLATES[template](self.tokenizer.eos_token, {})
         self.encoder: Encoder = make_encoder(tokenizer_config(self.tokenizer), self.template)
         self.tokenizer.chat_template = self.template.jinja()
 
@@ -157,13 +158,19 @@ def write_task(tmp_path: Path):
     return write
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+def with_template(families: dict[str, Family], param: tuple[str, str]) -> Family:
+    """The family of a name with one of the package's own templates."""
+    name, template = param
+    return families[name] if template == "mft" else Family(name, families[name].tokenizer_dir, template)
+
+
+@pytest.fixture(scope="session", params=product(FAMILIES, OWN_TEMPLATES), ids="-".join)
 def family(families: dict[str, Family], request: pytest.FixtureRequest) -> Family:
-    """Each family in turn."""
-    return families[request.param]
+    """Each family in turn, with each of the package's own templates."""
+    return with_template(families, request.param)
 
 
-@pytest.fixture(scope="session", params=EXACT_FAMILIES)
+@pytest.fixture(scope="session", params=product(EXACT_FAMILIES, OWN_TEMPLATES), ids="-".join)
 def exact_family(families: dict[str, Family], request: pytest.FixtureRequest) -> Family:
-    """Each family that decodes to the exact text, in turn."""
-    return families[request.param]
+    """Each family that decodes to the exact text, in turn, with each of the package's own templates."""
+    return with_template(families, request.param)

@@ -63,9 +63,9 @@ def unescape(text: str) -> str:
 
 def parse_template(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """The name of a template, or the path of a file with one."""
-    if value in ("mft", "tokenizer") or Path(value).is_file():
+    if value in ("mft", "mftcoder", "tokenizer") or Path(value).is_file():
         return value
-    raise click.BadParameter(f"{value!r} is not mft, tokenizer, or a file")
+    raise click.BadParameter(f"{value!r} is not mft, mftcoder, tokenizer, or a file")
 
 
 def parse_record_format(_context: click.Context, _parameter: click.Parameter, value: str) -> str | None:
@@ -116,11 +116,12 @@ ENCODING_OPTIONS = (
     click.option("--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="Tokens of a row."),
     click.option(
         "--template",
-        metavar="mft|tokenizer|FILE",
+        metavar="mft|mftcoder|tokenizer|FILE",
         default="mft",
         show_default=True,
         callback=parse_template,
-        help="Text around the turns: mft's, the tokenizer's own chat template, or a Jinja chat template in a file.",
+        help="Text around the turns: mft's, that of MFTCoder 0.5, the tokenizer's own chat template, or a Jinja chat "
+        "template in a file.",
     ),
     click.option("--eos-token", metavar="TOK", help="Stop token after each bot turn.  [default: the tokenizer's]"),
     click.option(

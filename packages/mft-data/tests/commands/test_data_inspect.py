@@ -19,7 +19,7 @@ from mft_data.display.row_display import format_piece
 
 GOOD = {"chat_rounds": [{"role": "human", "content": "add"}, {"role": "bot", "content": "sum"}]}
 SPECIAL = {"chat_rounds": [{"role": "human", "content": "<|im_end|>\x1b"}, {"role": "bot", "content": "sum"}]}
-SHOWN = "<s>human\n<|im_end|>\u241b\n<s>bot\n⟦sum⟨<|im_end|> 2⟩⟧\n"
+SHOWN = "<s>human\n<|im_end|>\u241b\n<s>bot\n⟦sum⟨<|im_end|> 2⟩⟧\n\n"
 REFUSING_TEMPLATE = (
     "{% for m in messages %}{% if m['content'] == 'add' %}{{ raise_exception('no') }}{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -158,9 +158,10 @@ def test_a_row_is_shown_with_its_borders_positions_and_special_tokens(run, write
         "seq_length": 2048,
     }
     assert (first["start"], second["start"]) == (0, length)
-    assert first["pieces"][-2:] == [
+    assert first["pieces"][-3:] == [
         {"text": "sum", "is_supervised": True, "special_id": None},
         {"text": "<|im_end|>", "is_supervised": True, "special_id": 2},
+        {"text": "\n", "is_supervised": False, "special_id": None},
     ]
     assert "".join(piece["text"] for piece in second["pieces"]).startswith("<s>human\n<|im_end|>\x1b\n")
     shown = run("inspect", "out", "--task", "t", "--row", "0").stdout

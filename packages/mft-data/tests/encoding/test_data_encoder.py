@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mft_data.encoding.encoder import make_encoder
-from mft_data.encoding.template import mft_template
+from mft_data.encoding.template import OWN_TEMPLATES, mft_template
 from mft_data.encoding.tokenizer import load_tokenizer, tokenizer_config
 from mft_data.errors import DataError
 from mft_data.reading.conversation import Turn
@@ -79,6 +79,13 @@ def as_decoded(family, text):
     return text.replace("▁", " ") if family.name == "llama_metaspace" else text
 
 
+def answer_of(family, content):
+    """What the model learns to write of a bot turn's content."""
+    if family.template.name == "mftcoder":
+        content = content.replace("\u202f", " ").replace("\u00a0", " ") + "\n"
+    return content + family.template.eos
+
+
 @laws
 @given(conversation=conversations(plain_contents))
 def test_ids_before_the_first_supervised_token_are_the_prompt_of_any_client(family, conversation):
@@ -98,8 +105,7 @@ def test_ids_before_every_span_do_not_depend_on_its_answer(family, conversation,
     assume(conversation[-1].is_supervised)
     other = (*conversation[:-1], Turn("bot", other_answer, True))
     other_ids, other_mask = encode(family.encoder, other)
-    begin = len(mask) - len(spans(ids, mask)[-1])
-    other_begin = len(other_mask) - len(spans(other_ids, other_mask)[-1])
+    begin, other_begin = (np.flatnonzero(np.diff([0, *flags]) == 1)[-1] for flags in (mask, other_mask))
     assert ids[:begin] == other_ids[:other_begin]
 
 
@@ -144,8 +150,7 @@ def test_every_span_is_one_bot_turn_and_ends_with_eos(family, conversation):
 def test_spans_decode_to_the_exact_answers(exact_family, conversation):
     ids, mask = encode(exact_family.encoder, conversation)
     decode = exact_family.tokenizer.backend_tokenizer.decode
-    eos = exact_family.template.eos
-    answers = [turn.content + eos for turn in conversation if turn.is_supervised]
+    answers = [answer_of(exact_family, turn.content) for turn in conversation if turn.is_supervised]
     # A token before the span keeps the decoder from taking the first space of the answer for its own.
     before = ids[0]
     shown = [decode([before, *span], skip_special_tokens=False) for span in spans(ids, mask)]
@@ -196,8 +201,47 @@ def test_the_worked_example_by_hand(families):
     vocab = family.tokenizer.get_vocab()
     ids, mask = encode(family.encoder, conversation)
     prompt = family.tokenizer.encode("<s>system\ns\n<s>human\nh\n<s>bot\n", add_special_tokens=False)
-    assert ids == [*prompt, vocab["b"], vocab["<|im_end|>"]]
-    assert mask == [0] * len(prompt) + [1, 1]
+    (newline,) = family.tokenizer.encode("\n", add_special_tokens=False)
+    assert ids == [*prompt, vocab["b"], vocab["<|im_end|>"], newline]
+    assert mask == [0] * len(prompt) + [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "spans"),
+    [
+        (
+            "mft",
+            "<s>system\ns\u00a0\n<s>human\nh\n<s>bot\nb\u00a0<E>\n<s>human\nh\n<s>bot\nb<E>\n",
+            ["b\u00a0<E>", "b<E>"],
+        ),
+        (
+            "mftcoder",
+            "<s>system\ns \n<s>human\nh\n<s>bot\nb \n<E>\n<s>human\nh\n<s>bot\nb\n<E>\n",
+            ["b \n<E>", "b\n<E>"],
+        ),
+    ],
+)
+def test_the_exact_text_of_two_rounds_by_hand(families, template, text, spans):
+    family = families["byte_level"]
+    made = OWN_TEMPLATES[template]("<|im_end|>", {})
+    rounds = (
+        Turn("human", "h", False),
+        Turn("bot", "b\u00a0", True),
+        Turn("human", "h", False),
+        Turn("bot", "b", True),
+    )
+    stretches = made.stretches((Turn("system", "s\u00a0", False), *rounds))
+    assert "".join(stretch.text for stretch in stretches).replace("<|im_end|>", "<E>") == text
+    assert [stretch.text.replace("<|im_end|>", "<E>") for stretch in stretches if stretch.is_supervised] == spans
+    messages = as_messages((Turn("system", "s\u00a0", False), *rounds))
+    rendered = family.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=made.jinja())
+    assert rendered.replace("<|im_end|>", "<E>") == text
+
+
+def test_the_documents_of_mftcoder_end_with_a_newline_before_eos():
+    document = (Turn("text", "x\u202fy", True),)
+    assert [stretch.text for stretch in OWN_TEMPLATES["mftcoder"]("</s>", {}).stretches(document)] == ["x y\n</s>"]
+    assert [stretch.text for stretch in OWN_TEMPLATES["mft"]("</s>", {}).stretches(document)] == ["x\u202fy</s>"]
 
 
 def test_a_text_record_is_supervised_but_for_its_first_token(family):

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from mft_data.encoding.choose_template import choose_template
 from mft_data.encoding.encoder import make_encoder
-from mft_data.encoding.template import mft_template
+from mft_data.encoding.template import OWN_TEMPLATES
 from mft_data.encoding.tokenizer import load_tokenizer, save_tokenizer, tokenizer_config
 from mft_data.reading.conversation import Turn
 
@@ -38,7 +38,7 @@ TEMPLATES = {
     "gemma": (GEMMA, "<end_of_turn>"),
     "thinking": (THINKING, "<|im_end|>"),
     "marked_thinking": (MARKED_THINKING, "<|im_end|>"),
-    "mft": (mft_template("</s>", {}).jinja(), "</s>"),
+    **{name: (make("</s>", {}).jinja(), "</s>") for name, make in OWN_TEMPLATES.items()},
 }
 SPECIALS = (
     "<s>",

@@ -80,7 +80,7 @@ def built(tmp_path_factory, tokenizer_dir):
 
 def test_every_conversation_is_in_one_row_of_one_split(built):
     folder, _ = built
-    template = "<s>human\nadd {0}\n<s>bot\n{1}<|im_end|>"
+    template = "<s>human\nadd {0}\n<s>bot\n{1}<|im_end|>\n"
     for task, prefix, count in (("code", "code", 60), ("db", "sql", 5)):
         expected = [template.format(f"{prefix}{n}", f"sum {prefix}{n} " * (1 + n % 7)) for n in range(count)]
         train, validation = (decoded_conversations(folder / "out", split, task) for split in ("train", "validation"))
@@ -103,7 +103,8 @@ def test_rows_keep_to_the_format(built):
                 assert row["segment_lengths"].dtype == np.uint32
                 assert 0 < len(row["input_ids"]) == len(row["loss_mask"]) == row["segment_lengths"].sum() <= 256
                 assert row["input_ids"].max() <= manifest["max_token_id"]
-                assert (row["input_ids"][np.cumsum(row["segment_lengths"]) - 1] == eos).all()
+                # A newline follows EOS.
+                assert (row["input_ids"][np.cumsum(row["segment_lengths"]) - 2] == eos).all()
             index = folder / "out" / split / entry["name"] / "index.json"
             assert counts == {
                 "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
@@ -198,7 +199,7 @@ def test_an_eos_token_of_choice_travels_with_the_tokenizer(write_task, tmp_path,
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
     assert tokenizer.eos_token == "<|endoftext|>"
     texts = decoded_conversations(tmp_path / "out", "train", "t")
-    assert "<|im_start|>\t\\add 1\nB:sum 1 <|endoftext|>" in texts
+    assert "<|im_start|>\t\\add 1\nB:sum 1 <|endoftext|>\n" in texts
     messages = [{"role": "human", "content": "add 1"}, {"role": "bot", "content": "sum 1 "}]
     assert tokenizer.apply_chat_template(messages, tokenize=False) in texts
     assert not (tmp_path / "out" / "validation").exists()
@@ -231,19 +232,20 @@ def test_a_tokenizer_that_is_rebuilt_at_every_load_encodes_like_its_saved_copy(f
     assert "<unk>" in again.all_special_tokens
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
+    name=st.sampled_from(["mft", "mftcoder"]),
     markers=st.dictionaries(
         st.sampled_from(["system", "human", "bot"]),
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0"), max_size=8),
     ),
     content=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0"), min_size=1, max_size=8),
 )
-def test_jinja_renders_what_the_template_encodes(families, markers, content):
-    from mft_data.encoding.template import mft_template
+def test_jinja_renders_what_the_template_encodes(families, name, markers, content):
+    from mft_data.encoding.template import OWN_TEMPLATES
     from mft_data.reading.conversation import Turn
 
-    template = mft_template("<|im_end|>", markers)
+    template = OWN_TEMPLATES[name]("<|im_end|>", markers)
     turns = (Turn("system", content, False), Turn("human", content, False), Turn("bot", content, True))
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     tokenizer = families["byte_level"].tokenizer
@@ -252,7 +254,9 @@ def test_jinja_renders_what_the_template_encodes(families, markers, content):
     prompt = tokenizer.apply_chat_template(
         messages[:2], tokenize=False, add_generation_prompt=True, chat_template=template.jinja()
     )
-    assert prompt + content + "<|im_end|>" == rendered
+    (answer,) = [stretch.text for stretch in template.stretches(turns) if stretch.is_supervised]
+    assert answer.endswith("<|im_end|>")
+    assert prompt + answer + "\n" == rendered
 
 
 def test_jinja_refuses_an_unknown_role(families):

@@ -1,4 +1,4 @@
-"""Which tokenizer and conversation template a build uses: `mft`, the tokenizer's own template, or one from a file."""
+"""Which tokenizer and conversation template a build uses: one of ours, the tokenizer's own, or one from a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mft_data.encoding.chat_template import chat_template
-from mft_data.encoding.template import mft_template
+from mft_data.encoding.template import OWN_TEMPLATES
 from mft_data.encoding.tokenizer import load_tokenizer, save_tokenizer
 from mft_data.errors import DataError
 
@@ -36,15 +36,15 @@ def load_tokenizer_and_template(
 def choose_template(
     choice: str, tokenizer: PreTrainedTokenizerBase, role_markers: Mapping[str, str], eos_token: str | None
 ) -> Template:
-    """The template `mft`, `tokenizer` or in the file of that path; raises DataError.
+    """The template `mft`, `mftcoder`, `tokenizer` or in the file of that path; raises DataError.
 
-    Role markers are the `mft` template's. If no `eos_token` was asked for, the tokenizer's becomes the one that ends
+    Role markers are for the first two. If no `eos_token` was asked for, the tokenizer's becomes the one that ends
     the bot turns of a chat template: what comes later in the chain stops at a tokenizer's EOS.
     """
-    if choice == "mft":
-        return mft_template(tokenizer.eos_token, role_markers)
+    if choice in OWN_TEMPLATES:
+        return OWN_TEMPLATES[choice](tokenizer.eos_token, role_markers)
     if role_markers:
-        raise click.UsageError("--role-marker goes with --template mft only")
+        raise click.UsageError("--role-marker goes with --template mft and mftcoder only")
     name, source = ("tokenizer", own_chat_template(tokenizer)) if choice == "tokenizer" else read_chat_template(choice)
     special_texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     template = chat_template(name, source, tokenizer.special_tokens_map, special_texts, tokenizer.eos_token)

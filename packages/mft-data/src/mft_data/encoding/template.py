@@ -1,12 +1,12 @@
 """The conversation template: which text the model sees, and which stretches of it are supervised."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from mft_data.encoding.special_tokens import special_pattern
-from mft_data.reading.conversation import Conversation
+from mft_data.reading.conversation import Conversation, Turn
 
 MFT_MARKERS = {"system": "<s>system\n", "human": "<s>human\n", "bot": "<s>bot\n"}
 
@@ -47,11 +47,13 @@ class Template(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MftTemplate:
-    """Role markers and the stop token's text; a newline follows system and human contents, EOS follows bot contents."""
+    """Role markers and the stop token's text; a newline follows system and human contents, and EOS of bot contents."""
 
     name: str
     markers: Mapping[str, str]
     eos: str
+    answer_end: str = ""  # between a bot content, or a document, and EOS
+    spaces: tuple[str, ...] = ()  # characters of contents that are written as a space
 
     @property
     def stop(self) -> str:
@@ -59,43 +61,53 @@ class MftTemplate:
         return self.eos
 
     def stretches(self, conversation: Conversation) -> list[Stretch]:
-        """Unsupervised and supervised stretches in turn; a supervised one is one bot turn's content and its EOS.
+        """Unsupervised and supervised stretches in turn; a supervised one is one bot turn's content up to its EOS.
 
-        An unsupervised stretch runs up to and including the marker of the next supervised turn. Joined, the
-        stretches are the rendered conversation.
+        An unsupervised stretch runs up to and including the marker of the next supervised turn; it begins with the
+        newline after EOS. Joined, the stretches are the rendered conversation.
         """
         stretches: list[Stretch] = []
         unsupervised = ""
         for turn in conversation:
             marker = self.markers.get(turn.role, "")
+            content = self.content(turn)
             if turn.is_supervised:
                 if unsupervised or marker:
                     stretches.append(Stretch(unsupervised + marker, is_supervised=False))
-                stretches.append(Stretch(turn.content + self.eos, is_supervised=True))
-                unsupervised = ""
+                stretches.append(Stretch(content, is_supervised=True))
+                unsupervised = "" if turn.role == "text" else "\n"
             else:
-                unsupervised += marker + turn.content + (self.eos if turn.role == "bot" else "\n")
+                unsupervised += marker + content + "\n"
         if unsupervised:
             stretches.append(Stretch(unsupervised, is_supervised=False))
         return stretches
+
+    def content(self, turn: Turn) -> str:
+        """What stands between the marker of a turn and the newline after it: with EOS unless it is a prompt's turn."""
+        content = turn.content
+        for space in self.spaces:
+            content = content.replace(space, " ")
+        return content + self.answer_end + self.eos if turn.role in ("bot", "text") else content
 
     def renamed(self, names: Mapping[str, str]) -> "MftTemplate":
         """The same template, writing `names[text]` for every special token `text` of its own."""
         pattern = special_pattern(names)
         markers = {role: pattern.sub(lambda match: names[match[0]], marker) for role, marker in self.markers.items()}
-        return MftTemplate(self.name, markers, names[self.eos])
+        return replace(self, markers=markers, eos=names[self.eos])
 
     def jinja(self) -> str:
         """The chat template that renders the very same text from a list of messages."""
         system, human, bot = (jinja_literal(self.markers[role]) for role in ("system", "human", "bot"))
+        filters = "".join(f" | replace({jinja_literal(space)}, ' ')" for space in self.spaces)
+        content = f"(message['content']{filters})" if filters else "message['content']"
         lines = (
             "{%- for message in messages -%}",
             "    {%- if message['role'] == 'system' -%}",
-            f"        {{{{- {system} + message['content'] + \"\\n\" -}}}}",
+            f'        {{{{- {system} + {content} + "\\n" -}}}}',
             "    {%- elif message['role'] in ['human', 'user'] -%}",
-            f"        {{{{- {human} + message['content'] + \"\\n\" -}}}}",
+            f'        {{{{- {human} + {content} + "\\n" -}}}}',
             "    {%- elif message['role'] in ['bot', 'assistant'] -%}",
-            f"        {{{{- {bot} + message['content'] + {jinja_literal(self.eos)} -}}}}",
+            f'        {{{{- {bot} + {content} + {jinja_literal(self.answer_end + self.eos)} + "\\n" -}}}}',
             "    {%- else -%}",
             "        {{- raise_exception('unknown role ' + message['role']) -}}",
             "    {%- endif -%}",
@@ -114,6 +126,18 @@ class MftTemplate:
 def mft_template(eos: str, markers: Mapping[str, str]) -> MftTemplate:
     """The `mft` template with `markers` in place of its own for the roles given."""
     return MftTemplate("mft", MFT_MARKERS | dict(markers), eos)
+
+
+def mftcoder_template(eos: str, markers: Mapping[str, str]) -> MftTemplate:
+    """The text that MFTCoder 0.5 trains on: a newline before EOS, too, and plain spaces for no-break ones."""
+    return MftTemplate("mftcoder", MFT_MARKERS | dict(markers), eos, answer_end="\n", spaces=("\u202f", "\u00a0"))
+
+
+# The package's own templates, whose role markers can be chosen.
+OWN_TEMPLATES: dict[str, Callable[[str, Mapping[str, str]], MftTemplate]] = {
+    "mft": mft_template,
+    "mftcoder": mftcoder_template,
+}
 
 
 def jinja_literal(text: str) -> str:

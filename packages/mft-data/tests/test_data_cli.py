@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shutil
 import stat
 from pathlib import Path
 
@@ -31,14 +32,21 @@ def run(tmp_path, tokenizer_dir, monkeypatch):
 
 
 def build_error(run, *arguments):
-    """The one line that a failing build prints, after checking that nothing else appeared."""
+    """The one line that a failing build prints, after checking that nothing else appeared.
+
+    Finished work, which is kept and named, is removed.
+    """
     before = sorted(Path().iterdir())
     result = run("build", *arguments, "--tokenizer", "TOKENIZER")
+    kept = Path(".out.partial")
+    note = f" (the finished work is kept in {kept.absolute()}: give --resume to go on with it)"
+    assert kept.exists() == (note in result.stderr)
+    shutil.rmtree(kept, ignore_errors=True)
     assert sorted(Path().iterdir()) == before
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
-    return result.stderr.strip()
+    return result.stderr.strip().replace(note, "")
 
 
 def test_sources_that_cannot_be(run, write_task, tmp_path):
@@ -82,7 +90,7 @@ def test_records_that_cannot_be(run, write_task):
     assert build_error(run, "t", "out", "--max-rejects", "1") == (
         'Error: more than 1 records were refused, the first: unknown role "sytem" in round 1, in t/part.jsonl line 2'
     )
-    assert "2 of 4 records were refused, more than 49.9 %, the first: unknown role" in build_error(
+    assert "2 of at most 4 records were refused, more than 49.9 %, the first: unknown role" in build_error(
         run, "t", "out", "--max-rejects", "49.9%"
     )
     assert 'task "void" has no conversations to train on (0 read' in build_error(run, "void", "out")

@@ -21,7 +21,7 @@ def system_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise DataError(error.strerror or str(error), where=error.filename and str(error.filename)) from error
+        raise DataError.of_system(error) from error
 
 
 def echo_styled(text: str) -> None:
@@ -77,10 +77,12 @@ def parse_record_format(_context: click.Context, _parameter: click.Parameter, va
     return None if value == "auto" else value
 
 
-def parse_max_rejects(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
-    """The MaxRejects of `N` or `P%`."""
+def parse_max_rejects(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    """The MaxRejects of `N` or `P%`, None without."""
     from mft_data.reading.records import MaxRejects
 
+    if value is None:
+        return None
     try:
         if value.endswith("%"):
             percent = float(value[:-1])
@@ -236,8 +238,8 @@ def main() -> None:
     help="Who works: processes here, or the Ray cluster of RAY_ADDRESS.",
 )
 @click.option("--part", metavar="I/N", callback=parse_part, help="Build only part I of N, for mft-data join.")
-@click.option("--resume", "is_resume", is_flag=True, help="Go on with a build that was killed.")
-@click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT.")
+@click.option("--resume", "is_resume", is_flag=True, help="Go on with a build that was not finished.")
+@click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT, and an unfinished one.")
 def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Build the dataset OUT from task folders.
 
@@ -245,7 +247,7 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     .jsonl.zst. OUT is a folder or a location such as s3://bucket/dataset.
     """
     from mft_data.commands.build import RunOptions, build
-    from mft_data.dataset.remote import local_output
+    from mft_data.dataset.output import output_at
     from mft_data.display.summary import summary_table
     from mft_data.execution.plan import BuildOptions
 
@@ -253,8 +255,7 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     run = RunOptions(**{name: options.pop(name) for name in run_names})
     with system_errors():
         build_options = BuildOptions(**options)
-        with local_output(out) as local_out:
-            manifest = build(list(sources), local_out, build_options, run)
+        manifest = build(list(sources), output_at(out), build_options, run)
         if manifest is not None:
             click.echo(summary_table(manifest), err=True)
         click.echo(out)
@@ -263,16 +264,21 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @main.command("join")
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("out")
+@click.option(
+    "--max-rejects",
+    metavar="N|P%",
+    callback=parse_max_rejects,
+    help="Bad records that the parts may have left out together.  [default: what they were built with]",
+)
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT.")
-def join_command(parts: tuple[Path, ...], out: str, is_overwrite: bool) -> None:
+def join_command(parts: tuple[Path, ...], out: str, max_rejects: Any, is_overwrite: bool) -> None:
     """Join the parts of a build, made with --part, into the dataset OUT."""
     from mft_data.commands.join import join
-    from mft_data.dataset.remote import local_output
+    from mft_data.dataset.output import output_at
     from mft_data.display.summary import summary_table
 
     with system_errors():
-        with local_output(out) as local_out:
-            manifest = join(list(parts), local_out, is_overwrite)
+        manifest = join(list(parts), output_at(out), is_overwrite, max_rejects)
         click.echo(summary_table(manifest), err=True)
         click.echo(out)
 

@@ -1,5 +1,7 @@
 """The two expected failures: one that ends the command, and one that refuses a single record."""
 
+from __future__ import annotations
+
 import click
 
 
@@ -8,6 +10,19 @@ class DataError(click.ClickException):
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(", ".join(part for part in (what, where and f"in {where}", fix) if part))
+
+    def noted(self, note: str) -> DataError:
+        """The same failure with more to say."""
+        return DataError(f"{self.message} ({note})")
+
+    @staticmethod
+    def of_system(error: OSError) -> DataError:
+        """A failure of the file system."""
+        return DataError(error.strerror or str(error), where=error.filename and str(error.filename))
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str]]:
+        """Comes back from other processes as it was."""
+        return DataError, (self.message,)
 
 
 class RecordError(ValueError):

@@ -88,7 +88,7 @@ def test_a_resume_takes_finished_chunks_and_refuses_other_options(build, tmp_pat
         patch.setattr("mft_data.execution.assemble.write_manifest", stop)
         build(tmp_path / "out", exit_code=1)
     (staging,) = [path for path in tmp_path.iterdir() if path.name == ".out.partial"]
-    first = next(staging.glob("chunks/*"))
+    first = next(staging.glob("chunks/*.0000"))
     before = first.stat().st_mtime_ns
     result = build(tmp_path / "out", "--resume", "--seed", "1", exit_code=1)
     assert "are not those of the build to resume" in result.stderr
@@ -103,7 +103,8 @@ def test_a_resume_takes_finished_chunks_and_refuses_other_options(build, tmp_pat
 def test_a_second_build_of_the_same_output_waits_for_nobody(build, tmp_path):
     import fcntl
 
-    with (tmp_path / ".out.lock").open("w") as handle:
+    (tmp_path / ".out.partial").mkdir()
+    with (tmp_path / ".out.partial" / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         result = build(tmp_path / "out", exit_code=1)
     assert "another process is building" in result.stderr

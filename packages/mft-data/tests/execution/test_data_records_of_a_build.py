@@ -1,5 +1,6 @@
 """What becomes of each record of a build: refused, held out, dropped, counted."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ def test_the_first_bad_record_of_the_input_is_named_whoever_finds_it(
         result = CliRunner().invoke(main, [*command, "--seq-length", "128", "--workers", workers])
         assert result.exit_code == 1
         assert "bad.jsonl line 301" in result.stderr
+        assert str(tmp_path / ".out.partial") in result.stderr
+        shutil.rmtree(tmp_path / ".out.partial")
         assert helpers.leftovers(tmp_path) == []
     result = CliRunner().invoke(main, [*command, "--seq-length", "128", "--workers", "2", "--max-rejects", "2"])
     assert result.exit_code == 0, result.output

@@ -1,5 +1,6 @@
 """The input of a build cut into chunks of whole lines."""
 
+import hashlib
 import itertools
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from mft_data.reading import chunks
 from mft_data.reading.chunks import part_of, plan_chunks
-from mft_data.reading.lines import lines_before, read_lines
+from mft_data.reading.lines import SpanLines, lines_before, read_lines
 from mft_data.reading.sources import Source, SourceFile
+from mft_data.reading.survey import survey_file
 
 
 @settings(max_examples=200, deadline=None)
@@ -20,12 +22,20 @@ def test_spans_hold_every_line_once_with_its_number(tmp_path_factory, lines, dat
     cuts = sorted({0, len(content), *data.draw(st.lists(st.integers(0, len(content)), max_size=5))})
     path = tmp_path_factory.mktemp("spans") / "a.jsonl"
     path.write_bytes(content)
-    whole = list(read_lines(path, 0, len(content)))
-    found = []
+    whole = list(SpanLines(path, 0, len(content)))
+    found, digests, num_lines = [], [], 0
     for start, stop in itertools.pairwise(cuts):
         before = lines_before(path, start)
-        found += [(before + number, line) for number, line in read_lines(path, start, stop)]
-    assert found == whole
+        assert before == num_lines
+        lines = SpanLines(path, start, stop)
+        found += [(before + number, line) for number, line in lines]
+        digests.append(lines.digest)
+        num_lines += lines.num_lines
+    assert found == whole == list(read_lines(path))
+    if content:
+        survey = survey_file(path, len(content), cuts[:-1])
+        assert survey.digests == digests
+        assert survey.sha256 == hashlib.sha256(content).hexdigest()
     expected = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     assert [(number, line.removesuffix(b"\n")) for number, line in whole] == expected
 

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import gc
+import shutil
+from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
-from mft_data.dataset.staging import PART, check_output, publish, staging_dir
+from mft_data.dataset.output import FolderOutput
+from mft_data.dataset.staging import CHUNKS, DATASET, LOCK, PART, SCRATCH, begin
 from mft_data.encoding.encoder import make_encoder
 from mft_data.encoding.tokenizer import save_tokenizer
 from mft_data.errors import DataError
 from mft_data.execution.assemble import assemble_dataset
-from mft_data.execution.chunk_store import finish_chunk, finished_chunk
+from mft_data.execution.chunk_store import finish_chunk, remove_unfinished, stored_chunks, write_num_pieces
 from mft_data.execution.engines import started_engine
+from mft_data.execution.find_duplicates import find_duplicates
 from mft_data.execution.plan import all_sources, make_plan, usable_cores
 from mft_data.execution.progress import show_progress
-from mft_data.execution.read_chunk import Tally, read_chunk
-from mft_data.reading.chunks import part_of, plan_chunks
-from mft_data.reading.records import Reject, Rejects
+from mft_data.execution.read_chunk import place_of
+from mft_data.execution.survey_sources import survey_sources, write_surveys
+from mft_data.reading.chunks import chunk_bytes, part_of, plan_chunks
+from mft_data.reading.records import RejectLimit
+from mft_data.reading.streamed import Streamed
+from mft_data.reading.survey import changed_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from mft_data.dataset.output import Output
     from mft_data.encoding.encoder import Encoder
-    from mft_data.execution.encode_chunk import ChunkResult
-    from mft_data.execution.engines import Here, Processes, Ray
+    from mft_data.execution.chunk_result import ChunkResult
+    from mft_data.execution.engines import Engine
+    from mft_data.execution.find_duplicates import Repeats
     from mft_data.execution.plan import BuildOptions, Plan
     from mft_data.execution.read_chunk import Work
     from mft_data.reading.chunks import Chunk
+    from mft_data.reading.records import MaxRejects
+    from mft_data.reading.survey import FileSurvey
 
-    Engine = Here | Processes | Ray
+    Surveys = dict[tuple[int, int], FileSurvey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,77 +58,128 @@ class RunOptions:
     part: tuple[int, int] | None = None
 
 
-def build(source_arguments: list[str], out: Path, options: BuildOptions, run: RunOptions) -> dict[str, Any] | None:
+def build(source_arguments: list[str], out: Output, options: BuildOptions, run: RunOptions) -> dict[str, Any] | None:
     """Builds the dataset `out` and returns its manifest, or builds a part and returns None; raises DataError."""
     sources = all_sources(source_arguments, options.validation_sources)
-    check_output(out, run.is_overwrite, [source.path for source in sources])
-    if run.part and options.dedup != "none":
-        raise DataError("--dedup needs the whole input", fix="build without --part, or deduplicate first")
+    if run.part:
+        check_part(options, out)
+    out.check(run.is_overwrite, [source.path for source in sources])
     all_chunks = plan_chunks(sources, options.seq_length)
     chunks = part_of(all_chunks, *run.part) if run.part else all_chunks
-    num_workers = min(run.num_workers or usable_cores(), len(chunks))
+    num_workers = run.num_workers or usable_cores()
+    if not any(chunk.is_streamed for chunk in chunks):
+        num_workers = min(num_workers, len(chunks))
     # Worker processes load their libraries while this one loads the tokenizer with transformers.
-    with started_engine(run.engine, num_workers) as engine:
-        plan = make_plan(sources, options)
+    with (
+        out.staging(run.is_resume, run.is_overwrite) as staging,
+        started_engine(run.engine, num_workers, staging / SCRATCH) as engine,
+    ):
+        plan = make_plan(sources, options, staging / SCRATCH / "tokenizer")
         encoder = make_encoder(plan.tokenizer_config, plan.template)  # with checks, before any worker relies on it
-        with staging_dir(out, plan.document, run.is_resume) as staging:
-            if not (staging / "tokenizer").is_dir():
-                save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")
-            run_chunks(plan, encoder, chunks, staging / "chunks", engine)
-            if run.part:
-                part = {"part": run.part[0], "num_parts": run.part[1], "num_chunks": len(all_chunks)}
-                (staging / PART).write_bytes(orjson.dumps(part))
-                publish(staging, out)
-                return None
-            chunks_dirs = dict.fromkeys(range(len(chunks)), staging / "chunks")
-            manifest = assemble_dataset(staging / "dataset", plan.document, chunks_dirs, staging / "tokenizer")
-            publish(staging / "dataset", out)
+        begin(staging, plan.document)
+        if not (staging / "tokenizer").is_dir():
+            save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")
+        surveys = run_chunks(plan, encoder, all_chunks, chunks, staging / CHUNKS, engine)
+        if run.part:
+            write_surveys(staging, surveys)
+            content = part_document(run.part, len(all_chunks), plan.max_rejects)
+            publish_part(staging, content, out, run.is_overwrite)
+            return None
+        folders = stored_chunks(staging / CHUNKS)
+        manifest = assemble_dataset(staging / DATASET, plan.document, folders, surveys, staging / "tokenizer")
+        out.publish(staging / DATASET, run.is_overwrite)
     return manifest
 
 
-def run_chunks(plan: Plan, encoder: Encoder, chunks: list[Chunk], chunks_dir: Path, engine: Engine) -> None:
-    """Finishes every chunk that is not finished yet; raises DataError for the first error in the order of the input."""
-    chunks_dir.mkdir(exist_ok=True)
-    dropped = find_duplicates(plan, chunks, engine) if plan.dedup != "none" else {}
-    rejects = Rejects(plan.max_rejects)
-    finished = {chunk.index: finished_chunk(chunks_dir, chunk.index) for chunk in chunks}
-    jobs = ((encode_job, chunk, dropped.get(chunk.index)) for chunk in chunks if finished[chunk.index] is None)
+def check_part(options: BuildOptions, out: Output) -> None:
+    """Raises DataError for what cannot be built in parts."""
+    if options.dedup != "none":
+        raise DataError("--dedup needs the whole input", fix="build without --part, or deduplicate first")
+    if not isinstance(out, FolderOutput):
+        raise DataError("a part needs a folder", fix="write parts where all machines see them, and join to a store")
+
+
+def part_document(part: tuple[int, int], num_chunks: int, max_rejects: MaxRejects) -> bytes:
+    """The file part.json."""
+    content = {"part": part[0], "num_parts": part[1], "num_chunks": num_chunks, "max_rejects": asdict(max_rejects)}
+    return orjson.dumps(content)
+
+
+def publish_part(staging: Path, content: bytes, out: Output, is_overwrite: bool) -> None:
+    """Makes the finished work itself the output; `content` is that of its part.json."""
+    (staging / PART).write_bytes(content)
+    (staging / LOCK).unlink()
+    shutil.rmtree(staging / SCRATCH)
+    out.publish(staging, is_overwrite)
+
+
+def run_chunks(
+    plan: Plan, encoder: Encoder, all_chunks: list[Chunk], chunks: list[Chunk], chunks_dir: Path, engine: Engine
+) -> Surveys:
+    """Finishes `chunks`, all or some of a build's, and returns what was found in the files that begin in them.
+
+    Raises DataError for the first error in the order of the input.
+    """
+    remove_unfinished(chunks_dir)
+    surveys = survey_sources(plan.work, all_chunks, chunks, engine)
+    repeats: dict[tuple[int, int], Repeats] = {}
+    if plan.dedup != "none":
+        repeats = find_duplicates(plan.work, encoder, all_pieces(plan.work, chunks, {}), engine, plan.dedup)
+    is_part = len(chunks) < len(all_chunks)
+    is_counted = not is_part and not any(chunk.is_streamed for chunk in chunks)
+    num_lines = sum(survey.num_lines for survey in surveys.values()) if is_counted else None
+    limit = RejectLimit(plan.max_rejects, num_lines)
+    sent: deque[Chunk] = deque()
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for piece in all_pieces(plan.work, chunks, surveys, chunks_dir):
+            # Of what was sent, the lines need not be kept.
+            sent.append(replace(piece, spans=tuple(replace(span, content=b"") for span in piece.spans)))
+            yield encode_job, piece, repeats.get(piece.key)
+
     num_read = 0
     with (
-        closing(engine.run((plan.work, encoder, chunks_dir), jobs)) as results,
+        closing(engine.run((plan.work, encoder, chunks_dir), jobs())) as results,
         show_progress(sum(chunk.num_bytes for chunk in chunks)) as advance,
     ):
-        for chunk in chunks:
-            result = finished[chunk.index] or next(results)
-            rejects.add([Reject(*reject) for reject in result.rejects])
+        for result in results:
+            piece = sent.popleft()
+            limit.add(result.counts.rejected, lambda: first_refusal(plan.work, piece, result))  # noqa: B023
             num_read += result.counts.read
-            advance(chunk.num_bytes, result.num_tokens)
-    rejects.check_percent(num_read)
+            advance(piece.num_bytes, result.num_tokens)
+    if not is_part:
+        limit.check_percent(num_read)
+    return surveys
 
 
-def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, is_dropped: np.ndarray | None) -> ChunkResult:
-    """Finishes one chunk in a worker."""
+def all_pieces(work: Work, chunks: list[Chunk], surveys: Surveys, chunks_dir: Path | None = None) -> Iterator[Chunk]:
+    """The chunks in order, streamed ones in pieces; puts what it finds in the files of these into `surveys`."""
+    for chunk in chunks:
+        if not chunk.is_streamed:
+            yield chunk
+            continue
+        streamed = Streamed(work.sources[chunk.task], chunk, chunk_bytes(work.seq_length))
+        yield from streamed
+        surveys |= {(chunk.task, file): survey for file, survey in streamed.surveys.items()}
+        if chunks_dir is not None:
+            write_num_pieces(chunks_dir, chunk.index, streamed.num_pieces)
+
+
+def first_refusal(work: Work, chunk: Chunk, result: ChunkResult) -> str:
+    """The first refused record of a chunk in words."""
+    refusal = result.first_refusal
+    return f"{refusal.reason}, in {place_of(work, chunk, refusal.span, refusal.line)}" if refusal else ""
+
+
+def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, repeats: Repeats | None) -> ChunkResult:
+    """Finishes one chunk in a worker; raises DataError if `repeats` were found in other lines than it read."""
     work, encoder, chunks_dir = state
     gc.disable()  # a chunk makes many objects and no cycles: collecting costs a twentieth of the time
     try:
-        return finish_chunk(work, encoder, chunk, is_dropped, chunks_dir)
+        result = finish_chunk(work, encoder, chunk, repeats and repeats.flags, chunks_dir)
     finally:
         gc.enable()
-
-
-def find_duplicates(plan: Plan, chunks: list[Chunk], engine: Engine) -> dict[int, np.ndarray]:
-    """A boolean per accepted conversation of each chunk, true if an earlier one of the build says the same."""
-    from mft_data.filters.duplicates import Duplicates
-
-    duplicates = Duplicates(plan.dedup)
-    scanned = engine.run(plan.work, ((scan_job, chunk, plan.dedup == "near") for chunk in chunks))
-    return {chunk.index: duplicates.is_duplicate(*found) for chunk, found in zip(chunks, scanned, strict=True)}
-
-
-def scan_job(work: Work, chunk: Chunk, has_signatures: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Digests (n, 2) uint64 of a chunk's accepted conversations, and their MinHash signatures if asked for."""
-    from mft_data.filters.duplicates import signatures
-
-    records = list(read_chunk(work, chunk, Tally(0, [])))
-    digests = np.frombuffer(b"".join(record.digest for record in records), np.uint64).reshape(-1, 2)
-    return digests, signatures([record.conversation for record in records]) if has_signatures else None
+    for span, digest in zip(result.spans, repeats.line_digests if repeats else (), strict=False):
+        if span.digest != digest:
+            raise changed_file(str(work.sources[chunk.task].files[span.file].path))
+    return result

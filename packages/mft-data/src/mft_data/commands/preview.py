@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mft_data.display.row_display import format_segment, readable_segment
@@ -16,7 +18,6 @@ from mft_data.reading.sources import find_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from mft_data.reading.conversation import Conversation
     from mft_data.reading.sources import Source
@@ -34,7 +35,10 @@ def preview(
 ) -> Iterator[str]:
     """Yields each of the first conversations under its file and line; raises DataError as a build would."""
     source = find_source(source_argument)
-    tokenizer, chosen_template = load_tokenizer_and_template(tokenizer_dir, template, role_markers, eos_token)
+    with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
+        tokenizer, chosen_template = load_tokenizer_and_template(
+            tokenizer_dir, template, role_markers, eos_token, Path(folder, "tokenizer")
+        )
     config = tokenizer_config(tokenizer)
     encoder = make_encoder(config, chosen_template)
     decoder = make_tokenizer(config)

@@ -13,8 +13,6 @@ from mft_data.errors import DataError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mft_data.reading.records import Reject
-
 FORMAT_VERSION = "1"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
@@ -23,12 +21,6 @@ REJECTS = "rejects.jsonl"
 def producer() -> str:
     """Name and version of this package."""
     return f"mft-data {version('mft-data')}"
-
-
-def write_rejects(dataset_dir: Path, rejects: list[Reject]) -> None:
-    """Writes rejects.jsonl, empty if nothing was refused."""
-    lines = [orjson.dumps(reject._asdict(), option=orjson.OPT_APPEND_NEWLINE) for reject in rejects]
-    (dataset_dir / REJECTS).write_bytes(b"".join(lines))
 
 
 def write_manifest(dataset_dir: Path, manifest: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +21,16 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer_and_template(
-    tokenizer_dir: Path, choice: str, role_markers: Mapping[str, str], eos_token: str | None
+    tokenizer_dir: Path, choice: str, role_markers: Mapping[str, str], eos_token: str | None, scratch: Path
 ) -> tuple[PreTrainedTokenizerBase, Template]:
-    """The tokenizer as every reader of a dataset loads it, and the template of this choice; raises DataError."""
+    """The tokenizer as every reader of a dataset loads it, and the template of this choice; raises DataError.
+
+    It is saved to the folder `scratch` and loaded from there: some tokenizers are rebuilt at every load.
+    """
     tokenizer = load_tokenizer(tokenizer_dir, eos_token)
     template = choose_template(choice, tokenizer, role_markers, eos_token)
-    # It is the saved tokenizer that has to encode: some are rebuilt at every load.
-    with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
-        save_tokenizer(tokenizer, template.jinja(), Path(folder, "tokenizer"))
-        return load_tokenizer(Path(folder, "tokenizer"), None), template
+    save_tokenizer(tokenizer, template.jinja(), scratch)
+    return load_tokenizer(scratch, None), template
 
 
 def choose_template(

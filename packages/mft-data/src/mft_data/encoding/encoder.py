@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mft_data.encoding.template import Stretch, Template
 
 CACHED_WORDS = 1 << 18
+# So many characters at most become one by Unicode's canonical composition, which some normalizers apply.
+COMPOSED_CHARACTERS = 4
 
 # What a tokenizer has to treat alike before and after its special tokens are renamed.
 SAMPLE_TEXTS = (
@@ -65,6 +67,7 @@ class Encoder:
     stop: str  # private name of the token that ends bot turns
     stop_length: int  # ids that it takes at the start of a text
     ids_dtype: str  # uint16 or uint32
+    longest_token: int  # characters of a text that one id can stand for, at most
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Goes to other processes as what it is made of, and is made anew there."""
@@ -141,7 +144,16 @@ def unchecked_encoder(config: Mapping[str, Any], template: Template) -> Encoder:
         stop=stop,
         stop_length=len(prompt_tokenizer.encode(stop, add_special_tokens=False)),
         ids_dtype="uint16" if max_token_id < 1 << 16 else "uint32",
+        longest_token=longest_token(plain),
     )
+
+
+def longest_token(config: Mapping[str, Any]) -> int:
+    """The most characters of a text that one token stands for, white space that a tokenizer leaves out apart."""
+    vocab = config["model"]["vocab"]
+    texts = vocab if isinstance(vocab, dict) else [text for text, _ in vocab]
+    longest = max(map(len, chain(texts, (token["content"] for token in config["added_tokens"]))))
+    return longest if config["normalizer"] is None else longest * COMPOSED_CHARACTERS
 
 
 def make_tokenizer(config: Mapping[str, Any]) -> Tokenizer:

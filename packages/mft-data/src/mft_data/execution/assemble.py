@@ -9,19 +9,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from mft_data.dataset.dataset_dir import REJECTS, write_manifest, write_rejects
+from mft_data.dataset.dataset_dir import REJECTS, write_manifest
 from mft_data.dataset.mds import ShardWriter, decode_sample, encode_sample
 from mft_data.encoding.tokenizer import tokenizer_sha256
 from mft_data.errors import DataError
-from mft_data.execution.chunk_store import chunk_dir, finished_chunk
-from mft_data.execution.encode_chunk import ChunkResult, Counts, Extreme, SplitCounts, read_samples
+from mft_data.execution import encode_chunk
+from mft_data.execution.chunk_result import ChunkResult, Counts, Extreme, SplitCounts
+from mft_data.execution.chunk_store import finished_chunk
+from mft_data.execution.encode_chunk import read_samples
+from mft_data.execution.read_chunk import Refusal
 from mft_data.reading.records import Reject
 from mft_data.reading.sources import file_sha256
 from mft_data.rows.split import SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from mft_data.reading.survey import FileSurvey
+
+    Surveys = Mapping[tuple[int, int], FileSurvey]
+    StoredChunk = tuple[Path, ChunkResult]
 
 
 @dataclass(slots=True)
@@ -31,7 +39,6 @@ class TaskStreams:
     counts: Counts = field(default_factory=Counts)
     splits: dict[str, SplitCounts] = field(default_factory=lambda: {split: SplitCounts() for split in SPLITS})
     index_sha256: dict[str, str | None] = field(default_factory=dict)
-    file_sha256: dict[str, str] = field(default_factory=dict)
 
     def split_entry(self, split: str) -> dict[str, Any]:
         """The manifest's entry of one split."""
@@ -39,31 +46,32 @@ class TaskStreams:
 
 
 def assemble_dataset(
-    dataset_dir: Path, document: bytes, chunks_dirs: dict[int, Path], tokenizer_dir: Path
+    dataset_dir: Path, document: bytes, folders: Mapping[tuple[int, int], Path], surveys: Surveys, tokenizer_dir: Path
 ) -> dict[str, Any]:
     """Writes a whole dataset from the finished chunks of a build, and returns its manifest; raises DataError.
 
-    `document` is the build's plan; `chunks_dirs` says for each chunk, by index, in which store it lies.
+    `document` is the build's plan; `folders` says for each piece of a chunk, in order, where it lies; `surveys` tells
+    of each file, by the positions of its source and of the file.
     """
     shutil.rmtree(dataset_dir, ignore_errors=True)
     dataset_dir.mkdir()
     shutil.copytree(tokenizer_dir, dataset_dir / "tokenizer")
     plan = orjson.loads(document)
     facts, sources = plan["manifest"], plan["sources"]
-    results = [
-        (chunk_dir(chunks_dirs[index], index), finished_chunk(chunks_dirs[index], index))
-        for index in sorted(chunks_dirs)
-    ]
+    chunks = [(folder, finished_chunk(folder)) for folder in folders.values()]
+    check_sources(sources, chunks, surveys)
     tasks = []
     for task_id, task in enumerate(plan["settings"]["tasks"]):
-        own = [(path, result) for path, result in results if result.task == task]
-        own_sources = [source for source in sources if source["task"] == task]
+        own_sources = {position: source for position, source in enumerate(sources) if source["task"] == task}
+        own = [(folder, result) for folder, result in chunks if result.source in own_sources]
         needs_validation = facts["validation_fraction"] > 0 and len(own_sources) == 1
         streams = assemble_task(dataset_dir, task, facts["columns"], own, needs_validation)
-        if not any(counts.conversations for counts in streams.splits.values()):
+        if not streams.splits["train"].conversations:
             raise DataError(f'task "{task}" has no conversations to train on ({describe(streams.counts)})')
-        tasks.append(task_entry(task, task_id, own_sources, streams))
-    write_rejects(dataset_dir, [Reject(*reject) for _, result in results for reject in result.rejects])
+        tasks.append(task_entry(task, task_id, own_sources, streams, surveys))
+    with (dataset_dir / REJECTS).open("wb") as handle:
+        for reject in rejects(sources, chunks):
+            handle.write(orjson.dumps(reject._asdict(), option=orjson.OPT_APPEND_NEWLINE))
     manifest = {
         **facts,
         "tokenizer_sha256": tokenizer_sha256(dataset_dir / "tokenizer"),
@@ -75,7 +83,41 @@ def assemble_dataset(
     return manifest
 
 
-def task_entry(task: str, task_id: int, sources: list[dict[str, Any]], streams: TaskStreams) -> dict[str, Any]:
+def check_sources(sources: list[dict[str, Any]], chunks: Sequence[StoredChunk], surveys: Surveys) -> None:
+    """Raises DataError unless all chunks of a file read the lines that its survey found."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for _, result in chunks:
+        for span in result.spans:
+            found.setdefault((result.source, span.file), []).append(span.digest)
+    for (position, number), survey in surveys.items():
+        if survey.digests is not None and found[position, number] != survey.digests:
+            source = sources[position]
+            raise DataError(
+                "the file changed while the dataset was built from it",
+                where=f"{source['task']}/{source['files'][number]['file']}",
+                fix="build anew with --overwrite, from files that stay as they are",
+            )
+
+
+def rejects(sources: list[dict[str, Any]], chunks: Sequence[StoredChunk]) -> Iterator[Reject]:
+    """Every refused record of a build, in order, with its line in its file."""
+    lines_before: dict[tuple[int, int], int] = {}
+    for folder, result in chunks:
+        source = sources[result.source]
+        starts = []
+        for span in result.spans:
+            starts.append(lines_before.get((result.source, span.file), 0))
+            lines_before[result.source, span.file] = starts[-1] + span.num_lines
+        with (folder / encode_chunk.REJECTS).open("rb") as handle:
+            for line in handle:
+                refusal = Refusal(*orjson.loads(line))
+                file = source["files"][result.spans[refusal.span].file]["file"]
+                yield Reject(source["task"], file, starts[refusal.span] + refusal.line, refusal.reason)
+
+
+def task_entry(
+    task: str, task_id: int, sources: Mapping[int, dict[str, Any]], streams: TaskStreams, surveys: Surveys
+) -> dict[str, Any]:
     """The manifest's entry of one task."""
     return {
         "name": task,
@@ -85,10 +127,10 @@ def task_entry(task: str, task_id: int, sources: list[dict[str, Any]], streams: 
                 "file": file["file"],
                 "split": source["split"],
                 "size_bytes": file["size_bytes"],
-                "sha256": streams.file_sha256[f"{source['split']}/{file['file']}"],
+                "sha256": surveys[position, number].sha256,
             }
-            for source in sources
-            for file in source["files"]
+            for position, source in sources.items()
+            for number, file in enumerate(source["files"])
         ],
         "conversations": asdict(streams.counts),
         "splits": {split: streams.split_entry(split) for split in SPLITS},
@@ -118,7 +160,6 @@ def assemble_task(
         streams.counts.add(result.counts)
         for split in SPLITS:
             streams.splits[split].add(result.splits[split])
-        streams.file_sha256 |= result.file_sha256
     moved = moved_extreme(streams, [result for _, result in chunks]) if needs_validation else None
     writers = {split: ShardWriter(dataset_dir / split / task, columns) for split in SPLITS}
     for path, result in chunks:

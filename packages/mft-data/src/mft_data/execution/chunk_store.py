@@ -1,15 +1,22 @@
-"""The finished chunks of a build on disk: each appears by one rename, so that a killed build can go on from them."""
+"""The finished chunks of a build on disk: each appears by one rename, so that an unfinished build can go on from them.
+
+The folder of piece 0 of chunk 12 is `000012.0000`. Of a streamed chunk there is also `000012.json`, written when it has
+been read to its end: how many pieces it has.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import orjson
 
 from mft_data.dataset.staging import sync_tree
-from mft_data.execution.encode_chunk import ChunkResult, encode_chunk, result_document, result_from
+from mft_data.errors import DataError
+from mft_data.execution.chunk_result import ChunkResult, result_document, result_from
+from mft_data.execution.encode_chunk import encode_chunk
+from mft_data.execution.read_chunk import digest_chunk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,31 +28,78 @@ if TYPE_CHECKING:
     from mft_data.reading.chunks import Chunk
 
 RESULT = "result.json"
+# What is not finished begins with a dot, and ends with what no other process takes.
+UNFINISHED = "."
 
 
-def chunk_dir(chunks_dir: Path, index: int) -> Path:
-    """Where the finished chunk of this index lies."""
-    return chunks_dir / f"{index:06}"
+def chunk_dir(chunks_dir: Path, key: tuple[int, int]) -> Path:
+    """Where the finished piece of a chunk lies."""
+    index, piece = key
+    return chunks_dir / f"{index:06}.{piece:04}"
 
 
-def finished_chunk(chunks_dir: Path, index: int) -> ChunkResult | None:
-    """What a chunk told when it was finished, or None."""
-    path = chunk_dir(chunks_dir, index) / RESULT
-    return result_from(orjson.loads(path.read_bytes())) if path.is_file() else None
+def finished_chunk(folder: Path) -> ChunkResult:
+    """What a piece of a chunk told when it was finished."""
+    return result_from(orjson.loads((folder / RESULT).read_bytes()))
 
 
 def finish_chunk(
     work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndarray | None, chunks_dir: Path
 ) -> ChunkResult:
-    """Encodes a chunk and puts it in the store; raises DataError or OSError and then leaves nothing."""
-    partial = chunks_dir / f".{chunk.index:06}-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Encodes a piece of a chunk and puts it in the store, unless it is there already.
+
+    Raises DataError or OSError and then leaves nothing; DataError if the piece was finished from other lines than the
+    files hold now.
+    """
+    folder = chunk_dir(chunks_dir, chunk.key)
+    if folder.is_dir():
+        finished = finished_chunk(folder)
+        check_unchanged(work, chunk, finished)
+        return finished
+    unfinished = chunks_dir / f"{UNFINISHED}{chunk.index:06}.{chunk.piece:04}-{uuid4().hex}"
+    unfinished.mkdir()
     try:
-        result = encode_chunk(work, encoder, chunk, is_dropped, partial)
-        (partial / RESULT).write_bytes(orjson.dumps(result_document(result)))
-        sync_tree(partial)
-        partial.rename(chunk_dir(chunks_dir, chunk.index))
+        result = encode_chunk(work, encoder, chunk, is_dropped, unfinished)
+        (unfinished / RESULT).write_bytes(orjson.dumps(result_document(result)))
+        sync_tree(unfinished)
+        unfinished.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return result
+
+
+def check_unchanged(work: Work, chunk: Chunk, finished: ChunkResult) -> None:
+    """Raises DataError if the lines of a finished chunk are not those of its files now."""
+    for span, facts, digest in zip(chunk.spans, finished.spans, digest_chunk(work, chunk), strict=True):
+        if facts.digest != digest:
+            raise DataError(
+                "the file has changed since the unfinished build read it",
+                where=str(work.sources[chunk.task].files[span.file].path),
+                fix="put the old file back, or build anew with --overwrite",
+            )
+
+
+def remove_unfinished(chunks_dir: Path) -> None:
+    """Removes what workers that were killed have left in the store."""
+    for path in chunks_dir.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path)
+
+
+def write_num_pieces(chunks_dir: Path, index: int, num_pieces: int) -> None:
+    """Notes that a streamed chunk was read to its end."""
+    (chunks_dir / f"{index:06}.json").write_bytes(orjson.dumps(num_pieces))
+
+
+def stored_chunks(chunks_dir: Path) -> dict[tuple[int, int], Path]:
+    """The folder of every finished piece of every whole chunk of a store, in order; raises DataError."""
+    folders: dict[tuple[int, int], Path] = {}
+    for path in chunks_dir.iterdir():
+        index, _, piece = path.name.partition(".")
+        if index.isdecimal() and piece.isdecimal() and (path / RESULT).is_file():
+            folders[int(index), int(piece)] = path
+    for index in {index for index, _ in folders}:
+        record = chunks_dir / f"{index:06}.json"
+        num_pieces = orjson.loads(record.read_bytes()) if record.is_file() else 1
+        if any((index, piece) not in folders for piece in range(num_pieces)):
+            raise DataError(f"a piece of chunk {index} is missing", where=str(chunks_dir), fix="build it anew")
+    return dict(sorted(folders.items()))

@@ -2,90 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import orjson
 
 from mft_data.encoding.encoder import EncodedBatch
 from mft_data.errors import DataError
+from mft_data.execution.chunk_result import ChunkResult, Counts, Extreme, SpanFacts, SplitCounts
 from mft_data.execution.read_chunk import Record, Tally, Work, place_of, read_chunk
-from mft_data.reading.sources import file_sha256
-from mft_data.rows.overlong import OVERLONG
+from mft_data.rows.overlong import OVERLONG, longest_text, shortened
 from mft_data.rows.packing import pack
 from mft_data.rows.rows import encode_rows
 from mft_data.rows.split import SPLITS, held_out, leading_bits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from mft_data.encoding.encoder import Encoder
     from mft_data.reading.chunks import Chunk
 
+# A batch ends with either: a bound on the memory that encoding takes.
 BATCH_CONVERSATIONS = 1000
-# Conversations of so many tokens are packed together at most: a bound on memory where a chunk is one huge file.
+BATCH_CHARACTERS = 1 << 22
+# Conversations of so many tokens are packed together at most: a bound on memory where a line is huge.
 WINDOW_TOKENS = 1 << 25
-
-
-@dataclass(slots=True)
-class Counts:
-    """What became of the records of a chunk or a task."""
-
-    read: int = 0
-    rejected: int = 0
-    duplicates: int = 0
-    contaminated: int = 0
-    overlong_dropped: int = 0
-    overlong_truncated: int = 0
-
-    def add(self, other: Counts) -> None:
-        """Adds the counts of another chunk."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
-@dataclass(slots=True)
-class SplitCounts:
-    """What a chunk or a task has in one split."""
-
-    conversations: int = 0
-    rows: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-
-    def add(self, other: SplitCounts) -> None:
-        """Adds the counts of another chunk."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
-@dataclass(slots=True)
-class Extreme:
-    """A smallest or largest hash in a chunk, and where its conversations lie: (split, row, segment) each."""
-
-    hash: int
-    places: list[tuple[str, int, int]]
-
-
-@dataclass(slots=True)
-class ChunkResult:
-    """What a finished chunk tells; its rows are in files beside it."""
-
-    index: int
-    task: str
-    counts: Counts
-    splits: dict[str, SplitCounts]
-    rejects: list[tuple[str, str, int, str]]
-    file_sha256: dict[str, str]  # of the files that begin in this chunk, by the source's split and their name
-    smallest: Extreme | None = None
-    largest: Extreme | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """The tokens of its rows in all splits."""
-        return sum(split.tokens for split in self.splits.values())
+REJECTS = "rejects.jsonl"
 
 
 def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndarray | None, out: Path) -> ChunkResult:
@@ -93,22 +36,41 @@ def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndar
 
     `is_dropped` has a boolean per accepted conversation, true for a duplicate of an earlier one.
     """
-    source = work.sources[chunk.task]
-    tally = Tally(0, [])
-    result = ChunkResult(chunk.index, source.task, Counts(), {split: SplitCounts() for split in SPLITS}, [], {})
+    tally = Tally()
+    result = ChunkResult(chunk.index, chunk.piece, chunk.task)
     with ChunkFiles(out) as files:
         window = Window(work, chunk, files, result)
-        records = read_chunk(work, chunk, tally, encoder.render)
-        while batch := list(islice(records, BATCH_CONVERSATIONS)):
+        for batch in batches(read_chunk(work, chunk, tally, encoder.render)):
             window.add(*encode_batch(work, encoder, chunk, batch, is_dropped, result.counts))
         window.flush()
-    result.counts.read, result.counts.rejected = tally.read, len(tally.rejects)
-    result.rejects = [tuple(reject) for reject in tally.rejects]
-    for span in chunk.spans:
-        if span.start == 0:
-            file = source.files[span.file]
-            result.file_sha256[f"{source.split}/{file.name}"] = file_sha256(file.path)
+    result.counts.read, result.counts.rejected = tally.read, len(tally.refusals)
+    result.first_refusal = tally.refusals[0] if tally.refusals else None
+    rejects = [orjson.dumps(list(refusal), option=orjson.OPT_APPEND_NEWLINE) for refusal in tally.refusals]
+    (out / REJECTS).write_bytes(b"".join(rejects))
+    result.spans = [
+        SpanFacts(span.file, num_lines, digest)
+        for span, num_lines, digest in zip(chunk.spans, tally.num_lines, tally.digests, strict=True)
+    ]
     return result
+
+
+def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """The records in lists that are encoded together."""
+    batch: list[Record] = []
+    num_characters = 0
+    for record in records:
+        batch.append(record)
+        num_characters += num_characters_of(record)
+        if len(batch) >= BATCH_CONVERSATIONS or num_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def num_characters_of(record: Record) -> int:
+    """How long a record's rendered text is."""
+    return sum(len(stretch.text) for stretch in record.stretches)
 
 
 def encode_batch(
@@ -126,6 +88,7 @@ def encode_batch(
         counts.contaminated += int(flags.sum())
         if work.drops_contaminated:
             batch = [record for record, flag in zip(batch, flags, strict=True) if not flag]
+    batch = without_endless(work, encoder, chunk, batch, counts)
     if not batch:
         return None, np.empty(0, np.uint64)
     encoded = encoder.encode_rendered([record.stretches for record in batch])
@@ -134,16 +97,42 @@ def encode_batch(
     if is_overlong.any():
         if work.overlong == "error":
             first = int(is_overlong.argmax())
-            raise DataError(
-                f"the conversation has {encoded.lengths[first]} tokens, more than the {work.seq_length} of a row",
-                where=place_of(work, chunk, batch[first]),
-                fix="raise --seq-length or give --overlong drop or truncate",
-            )
+            raise overlong_error(work, chunk, batch[first], f"{encoded.lengths[first]} tokens, more than")
         encoded, is_kept = OVERLONG[work.overlong](encoded, work.seq_length)
         counts.overlong_dropped += int((~is_kept).sum())
         counts.overlong_truncated += int((is_overlong & is_kept).sum())
         hashes = hashes[is_kept]
     return encoded, hashes
+
+
+def without_endless(work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record], counts: Counts) -> list[Record]:
+    """The batch without texts so long that no encoding of them fits a row, or with their beginnings; adds to `counts`.
+
+    Encoding takes a hundred bytes of memory for every one of text.
+    """
+    limit = longest_text(work.seq_length, encoder.longest_token)
+    endless = [record for record in batch if num_characters_of(record) > limit]
+    if not endless:
+        return batch
+    if work.overlong == "error":
+        raise overlong_error(work, chunk, endless[0], f"more than {limit} characters, too many for")
+    numbers = {record.number for record in endless}
+    if work.overlong == "truncate":
+        return [
+            record._replace(stretches=shortened(record.stretches, limit)) if record.number in numbers else record
+            for record in batch
+        ]
+    counts.overlong_dropped += len(endless)
+    return [record for record in batch if record.number not in numbers]
+
+
+def overlong_error(work: Work, chunk: Chunk, record: Record, length: str) -> DataError:
+    """The error for a conversation of this length, where none may be overlong."""
+    return DataError(
+        f"the conversation has {length} the {work.seq_length} of a row",
+        where=place_of(work, chunk, record.span, record.line),
+        fix="raise --seq-length or give --overlong drop or truncate",
+    )
 
 
 class Window:
@@ -248,26 +237,3 @@ def read_samples(chunk_dir: Path, split: str) -> Iterable[bytes]:
     with (chunk_dir / f"{split}.samples").open("rb") as handle:
         for size in sizes:
             yield handle.read(size)
-
-
-def result_document(result: ChunkResult) -> dict[str, Any]:
-    """A result as JSON values."""
-    return asdict(result)
-
-
-def result_from(document: dict[str, Any]) -> ChunkResult:
-    """The result that a document was made of."""
-
-    def extreme(entry: dict[str, Any] | None) -> Extreme | None:
-        return entry and Extreme(entry["hash"], [tuple(place) for place in entry["places"]])
-
-    return ChunkResult(
-        index=document["index"],
-        task=document["task"],
-        counts=Counts(**document["counts"]),
-        splits={split: SplitCounts(**entry) for split, entry in document["splits"].items()},
-        rejects=[tuple(reject) for reject in document["rejects"]],
-        file_sha256=document["file_sha256"],
-        smallest=extreme(document["smallest"]),
-        largest=extreme(document["largest"]),
-    )

@@ -36,10 +36,10 @@ class Here:
 class Processes:
     """Runs jobs in processes of this machine, which start up while the caller goes on."""
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, scratch: Path) -> None:
         import multiprocessing
 
-        self.num_workers = num_workers
+        self.num_workers, self.scratch = num_workers, scratch
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(os.getpid(),))
         for _ in range(num_workers):
@@ -50,14 +50,14 @@ class Processes:
 
         Raises DataError if a worker is killed.
         """
-        with tempfile.NamedTemporaryFile(prefix="mft-data-") as handle:
+        with tempfile.NamedTemporaryFile(dir=self.scratch) as handle:
             pickle.dump(state, handle)
             handle.flush()
             try:
                 started = (self.pool.submit(work_on, handle.name, job) for job in jobs)
                 yield from in_order(started, Future.result, cancel_all, self.num_workers)
             except BrokenProcessPool as error:
-                fix = "give fewer --workers if memory ran out, then --resume"
+                fix = "give fewer --workers if memory ran out"
                 raise DataError("a worker process ended by itself or was killed", fix=fix) from error
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Processes:
 class Ray:
     """Runs jobs in actors of the Ray cluster in RAY_ADDRESS, or of one started here."""
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, scratch: Path) -> None:  # noqa: ARG002
         try:
             import ray
         except ImportError as error:
@@ -106,16 +106,20 @@ class Ray:
             ray.shutdown()
 
 
-ENGINES: dict[str, Callable[[int], Processes | Ray]] = {"processes": Processes, "ray": Ray}
+Engine = Here | Processes | Ray
+ENGINES: dict[str, Callable[[int, Path], Processes | Ray]] = {"processes": Processes, "ray": Ray}
 
 
 @contextmanager
-def started_engine(name: str, num_workers: int) -> Iterator[Here | Processes | Ray]:
-    """The engine of this name with so many workers; one worker on this machine is this process itself."""
+def started_engine(name: str, num_workers: int, scratch: Path) -> Iterator[Engine]:
+    """The engine of this name with so many workers; one worker on this machine is this process itself.
+
+    What goes to its workers lies in the folder `scratch` for a while.
+    """
     if name == "processes" and num_workers <= 1:
         yield Here()
         return
-    engine = ENGINES[name](num_workers)
+    engine = ENGINES[name](num_workers, scratch)
     try:
         yield engine
     finally:

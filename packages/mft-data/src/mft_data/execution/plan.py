@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -21,7 +23,6 @@ from mft_data.reading.sources import Source, file_sha256, find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
 
@@ -52,7 +53,10 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A build before it begins; `document` tells any two apart that would not give the same rows."""
+    """A build before it begins; `document` tells any two apart that would not give the same rows.
+
+    How many records may be refused does not: what was built before one too many is of use with a higher limit.
+    """
 
     work: Work
     tokenizer: PreTrainedTokenizerBase
@@ -63,11 +67,11 @@ class Plan:
     max_rejects: MaxRejects
 
 
-def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
-    """The plan of a build; raises DataError."""
+def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Plan:
+    """The plan of a build, which leaves a tokenizer in the folder `scratch`; raises DataError."""
     task_names = list(dict.fromkeys(source.task for source in sources))
     tokenizer, template = load_tokenizer_and_template(
-        options.tokenizer_dir, options.template, options.role_markers, options.eos_token
+        options.tokenizer_dir, options.template, options.role_markers, options.eos_token, scratch
     )
     config = tokenizer_config(tokenizer)
     max_token_id = max(tokenizer.get_vocab().values())
@@ -84,7 +88,7 @@ def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
         packing=options.packing,
         seed=options.seed,
         validation_fraction=options.validation_fraction,
-        max_rejects=options.max_rejects.count,
+        allows_rejects=options.max_rejects.count != 0,
         problem_ngrams=load_ngrams(options.decontaminate),
         drops_contaminated=options.contaminated == "drop",
     )
@@ -109,7 +113,6 @@ def make_plan(sources: list[Source], options: BuildOptions) -> Plan:
         "producer": producer(),
         "tokenizer_sha256": hashlib.sha256(orjson.dumps(config, option=orjson.OPT_SORT_KEYS)).hexdigest(),
         "record_format": options.record_format,
-        "max_rejects": {"count": options.max_rejects.count, "percent": options.max_rejects.percent},
         "tasks": task_names,
     }
     document = {"manifest": facts, "settings": settings, "sources": source_documents(sources)}
@@ -146,6 +149,22 @@ def load_ngrams(paths: tuple[Path, ...]) -> Any:
     return np.unique(np.concatenate([problem_ngrams(path) for path in paths]))
 
 
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The cores that this process may use: no more than its container's share of processor time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota(cgroup)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cgroup_quota(cgroup: Path) -> float | None:
+    """The processors that a control group (version 2, or 1) may keep busy, None without a limit."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        except OSError:
+            return None
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None

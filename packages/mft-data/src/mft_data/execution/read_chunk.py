@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from mft_data.errors import DataError, RecordError
-from mft_data.reading.lines import lines_before, read_lines
-from mft_data.reading.records import Reject, parse_line
+from mft_data.reading.lines import SpanLines, lines_before
+from mft_data.reading.records import parse_line
 from mft_data.rows.split import conversation_digest
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mft_data.encoding.template import Stretch
-    from mft_data.reading.chunks import Chunk
+    from mft_data.reading.chunks import Chunk, Span
     from mft_data.reading.conversation import Conversation
     from mft_data.reading.sources import Source
 
@@ -33,61 +33,89 @@ class Work:
     packing: str
     seed: int
     validation_fraction: float
-    max_rejects: int | None  # more in one chunk end the work early; None: any number
+    allows_rejects: bool  # else the first refused record ends the build
     problem_ngrams: np.ndarray | None  # of the benchmarks that no conversation may repeat
     drops_contaminated: bool
 
 
+class Refusal(NamedTuple):
+    """A refused record: the number of its span in the chunk, its line from 1 at the span's start, and why."""
+
+    span: int
+    line: int
+    reason: str
+
+
 @dataclass(slots=True)
 class Tally:
-    """The records of a chunk: how many were read, and those refused."""
+    """What was read of a chunk: how many records, those refused, and lines and their digest of each span."""
 
-    read: int
-    rejects: list[Reject]
+    read: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+    num_lines: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
 
 
 class Record(NamedTuple):
-    """An accepted record of a chunk: its number among those that are conversations, and where it stands."""
+    """An accepted record of a chunk: its number among those accepted, and where it stands."""
 
     number: int
     span: int
     line: int  # from 1 at the span's start
     conversation: Conversation
     digest: bytes
-    stretches: list[Stretch]  # as the template renders it; empty if nobody asked
+    stretches: list[Stretch]  # as the template renders it
 
 
 def read_chunk(
-    work: Work, chunk: Chunk, tally: Tally, render: Callable[[Conversation], list[Stretch]] | None = None
+    work: Work, chunk: Chunk, tally: Tally, render: Callable[[Conversation], list[Stretch]]
 ) -> Iterator[Record]:
     """The accepted records of a chunk in order, rendered by `render`; counts all of them in `tally`.
 
-    Raises DataError at once for a refused record where none may be; ends early if more are than the build allows.
+    Raises DataError at once for a refused record where none may be.
     """
-    source = work.sources[chunk.task]
     number = -1
     for span_number, span in enumerate(chunk.spans):
-        file = source.files[span.file]
         record_format = work.formats[chunk.task, span.file]
-        for line_number, line in read_lines(file.path, span.start, span.stop):
+        lines = span_lines(work, chunk, span)
+        for line_number, line in lines:
             tally.read += 1
             try:
                 conversation = parse_line(line, record_format)
-                number += 1
-                stretches = render(conversation) if render else []
+                stretches = render(conversation)
             except RecordError as error:
-                place = line_number + lines_before(file.path, span.start)
-                if work.max_rejects == 0:
-                    raise DataError(error.reason, where=f"{file.path} line {place}", fix=error.fix) from error
-                tally.rejects.append(Reject(source.task, file.name, place, error.reason))
-                if work.max_rejects is not None and len(tally.rejects) > work.max_rejects:
-                    return
+                if not work.allows_rejects:
+                    where = place_of(work, chunk, span_number, line_number)
+                    raise DataError(error.reason, where=where, fix=error.fix) from error
+                tally.refusals.append(Refusal(span_number, line_number, error.reason))
                 continue
+            number += 1
             yield Record(number, span_number, line_number, conversation, conversation_digest(conversation), stretches)
+        tally.num_lines.append(lines.num_lines)
+        tally.digests.append(lines.digest)
 
 
-def place_of(work: Work, chunk: Chunk, record: Record) -> str:
-    """File and line of a record, for an error."""
-    span = chunk.spans[record.span]
+def span_lines(work: Work, chunk: Chunk, span: Span) -> SpanLines:
+    """The lines of one span of a chunk."""
+    if span.stop is None:
+        raise ValueError("a streamed chunk is read in pieces")
+    return SpanLines(work.sources[chunk.task].files[span.file].path, span.start, span.stop, span.content)
+
+
+def digest_chunk(work: Work, chunk: Chunk) -> list[str]:
+    """The digest of the lines of each span of a chunk, as they are now."""
+    digests = []
+    for span in chunk.spans:
+        lines = span_lines(work, chunk, span)
+        for _ in lines:
+            pass
+        digests.append(lines.digest)
+    return digests
+
+
+def place_of(work: Work, chunk: Chunk, span_number: int, line: int) -> str:
+    """File and line of a record, for an error; may read what is before the span once more."""
+    span = chunk.spans[span_number]
     path = work.sources[chunk.task].files[span.file].path
-    return f"{path} line {record.line + lines_before(path, span.start)}"
+    before = lines_before(path, span.start) if span.lines_before is None else span.lines_before
+    return f"{path} line {line + before}"

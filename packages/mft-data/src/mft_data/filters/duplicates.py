@@ -16,6 +16,8 @@ NUM_HASHES = 128
 # Two conversations of the threshold's similarity share one of so many bands with probability 0.99, of 0.9 with 0.9999.
 NUM_BANDS = 16
 THRESHOLD = 0.85
+# So many signatures that share a band are compared by it.
+MAX_SHARING = 32
 SEED = 0
 # rensa starts threads for 256 rows or more in a call: they are slower here, and a process that has them cannot fork.
 SLICE_ROWS = 128
@@ -26,8 +28,9 @@ def signatures(conversations: list[Conversation]) -> np.ndarray:
 
     The share of equal values of two signatures estimates the Jaccard similarity of the sets of their shingles, runs of
     five words. Words are what stands between white space in all turns, lowercased; a conversation of fewer than five
-    has one shingle, of all of them. Roles and what is supervised do not count. The values do not depend on the process,
-    the machine or the other conversations.
+    has one shingle, of all of them. Roles and what is supervised do not count, and system turns only where nothing
+    else has a word: conversations under one long system text are not alike for that. The values do not depend on the
+    process, the machine or the other conversations.
     """
     slices = [conversations[start : start + SLICE_ROWS] for start in range(0, len(conversations), SLICE_ROWS)]
     return np.concatenate([np.empty((0, NUM_HASHES), np.uint32), *map(slice_signatures, slices)])
@@ -37,7 +40,7 @@ def slice_signatures(conversations: list[Conversation]) -> np.ndarray:
     """The signatures of at most SLICE_ROWS conversations, and at least one."""
     from rensa import RMinHash
 
-    texts = ["\n".join(turn.content for turn in conversation).lower().split() for conversation in conversations]
+    texts = [signed_words(conversation) for conversation in conversations]
     # No word is empty, so an empty one can fill up what is short of a shingle.
     texts = [words + [""] * (SHINGLE_WORDS - len(words)) for words in texts]
     words = word_hashes(texts)
@@ -54,6 +57,12 @@ def slice_signatures(conversations: list[Conversation]) -> np.ndarray:
     return np.array(matrix.to_rows(), np.uint32)
 
 
+def signed_words(conversation: Conversation) -> list[str]:
+    """The words of a conversation that a signature is made of."""
+    said = "\n".join(turn.content for turn in conversation if turn.role != "system").lower().split()
+    return said or "\n".join(turn.content for turn in conversation).lower().split()
+
+
 class Duplicates:
     """The conversations kept so far in a build, in `exact` or `near` mode.
 
@@ -65,16 +74,21 @@ class Duplicates:
         self.digests: set[bytes] = set()
         self.index = NearIndex() if mode == "near" else None
 
-    def is_duplicate(self, digests: np.ndarray, signatures: np.ndarray | None = None) -> np.ndarray:
+    def is_duplicate(
+        self, digests: np.ndarray, signatures: np.ndarray | None = None, is_left_out: np.ndarray | None = None
+    ) -> np.ndarray:
         """A boolean per conversation, true for one that repeats an earlier one: of the same call or of one before.
 
         `digests` are 16 bytes each, as (conversations,) V16 or (conversations, 2) uint64; the `signatures` of the
-        same conversations are only for near mode, where a similarity estimated at THRESHOLD or more repeats.
+        same conversations are only for near mode, where a similarity estimated at THRESHOLD or more repeats. Those that
+        `is_left_out` is true for are dropped anyway: they neither repeat anything nor are repeated.
         """
         entries = np.ascontiguousarray(digests).view("V16").ravel().tolist()
         flags = np.zeros(len(entries), bool)
         bands = band_keys(signatures).tolist() if self.index else []
         for number, digest in enumerate(entries):
+            if is_left_out is not None and is_left_out[number]:
+                continue
             if digest in self.digests or (self.index and self.index.has_near(signatures[number], bands[number])):
                 flags[number] = True
                 continue
@@ -85,22 +99,34 @@ class Duplicates:
 
 
 class NearIndex:
-    """Signatures, found by the bands that they share (locality-sensitive hashing)."""
+    """Signatures, found by the bands that they share (locality-sensitive hashing).
+
+    Of a band that many have in common, as those of one long prompt with small changes do, MAX_SHARING are compared;
+    others of it are found by that band and its neighbours together: by 2, 4, 8 or all 16. So the work for one signature
+    is bounded, however many there are.
+    """
 
     def __init__(self) -> None:
         self.signatures: list[bytes] = []
-        # Band to the position of the only signature with it, or to a list: most bands are of one signature.
+        # Key of one band, or of neighbours, to the position of the only signature with it, or to a list: most bands are
+        # of one signature.
         self.positions: dict[int, int | list[int]] = {}
 
     def has_near(self, signature: np.ndarray, bands: list[int]) -> bool:
-        """Whether a signature that shares a band has THRESHOLD of its values, in their places."""
+        """Whether a signature found by a shared band has THRESHOLD of its values, in their places."""
         candidates: set[int] = set()
-        for band in bands:
-            found = self.positions.get(band)
-            if isinstance(found, list):
-                candidates.update(found)
-            elif found is not None:
-                candidates.add(found)
+        keys = bands
+        while keys:
+            full = []
+            for number, key in enumerate(keys):
+                found = self.positions.get(key) if key else None
+                if isinstance(found, list):
+                    candidates.update(found)
+                    if len(found) >= MAX_SHARING:
+                        full.append(number)
+                elif found is not None:
+                    candidates.add(found)
+            keys = joined_keys(keys, full)
         if not candidates:
             return False
         content = b"".join([self.signatures[position] for position in candidates])
@@ -111,12 +137,32 @@ class NearIndex:
         """Takes one more signature in."""
         position = len(self.signatures)
         self.signatures.append(signature.tobytes())
-        for band in bands:
-            found = self.positions.setdefault(band, position)
-            if isinstance(found, list):
-                found.append(position)
-            elif found != position:
-                self.positions[band] = [found, position]
+        keys = bands
+        while keys:
+            full = []
+            for number, key in enumerate(keys):
+                if not key:
+                    continue
+                found = self.positions.setdefault(key, position)
+                if not isinstance(found, list):
+                    if found != position:
+                        self.positions[key] = [found, position]
+                elif len(found) < MAX_SHARING:
+                    found.append(position)
+                else:
+                    full.append(number)
+            keys = joined_keys(keys, full)
+
+
+def joined_keys(keys: list[int], full: list[int]) -> list[int]:
+    """The keys of pairs of neighbours, where one of the two is in `full`; none of a key that has no neighbour.
+
+    Pairs that are not needed are 0, which nothing is found by, so that neighbours stay in their places.
+    """
+    if len(keys) < 2 or not full:
+        return []
+    pairs = {number // 2 for number in full}
+    return [hash((keys[2 * pair], keys[2 * pair + 1])) or 1 if pair in pairs else 0 for pair in range(len(keys) // 2)]
 
 
 def band_keys(signatures: np.ndarray) -> np.ndarray:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mft_data.errors import DataError
+from mft_data.reading.lines import is_compressed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from mft_data.reading.sources import Source
@@ -23,26 +25,55 @@ EDGE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The lines of a task's file that begin in bytes [start, stop); `stop` None is a whole, compressed file."""
+    """The lines of a task's file that begin in bytes [start, stop); `stop` None is a whole, compressed file.
+
+    Where the lines were read by somebody else, `content` is all of them, and bytes are those of the decompressed file.
+    """
 
     file: int
     start: int
     stop: int | None
+    content: bytes | None = None
+    lines_before: int | None = None  # None: nobody has counted
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A unit of work: lines of one task. `task` is the position in the plan's sources; `index` counts all chunks."""
+    """A unit of work: lines of one task. `task` is the position in the plan's sources; `index` counts all chunks.
+
+    A chunk with compressed files is streamed: read by one process, and worked on in pieces, counted by `piece`.
+    """
 
     index: int
     task: int
     spans: tuple[Span, ...]
     num_bytes: int
+    piece: int = 0
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the chunk has to be cut into pieces while it is read."""
+        return chunk_is_streamed(self.spans)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tells apart the pieces of all chunks, and orders them."""
+        return self.index, self.piece
+
+
+def chunk_is_streamed(spans: Sequence[Span]) -> bool:
+    """Whether spans are of compressed files; no chunk has both kinds."""
+    return spans[0].stop is None
+
+
+def chunk_bytes(seq_length: int) -> int:
+    """How much text goes into one chunk."""
+    return max(MIN_CHUNK_BYTES, CHUNK_ROWS * BYTES_PER_TOKEN * seq_length)
 
 
 def plan_chunks(sources: list[Source], seq_length: int) -> list[Chunk]:
     """Every line of every source in exactly one chunk, in the order of tasks, files and lines."""
-    size = max(MIN_CHUNK_BYTES, CHUNK_ROWS * BYTES_PER_TOKEN * seq_length)
+    size = chunk_bytes(seq_length)
     chunks: list[Chunk] = []
     for task, source in enumerate(sources):
         spans: list[Span] = []
@@ -55,14 +86,16 @@ def plan_chunks(sources: list[Source], seq_length: int) -> list[Chunk]:
             spans, filled, num_bytes = [], 0, 0
 
         for position, file in enumerate(source.files):
-            if not file.path.name.endswith(".jsonl"):
+            if spans and is_compressed(file.path) != chunk_is_streamed(spans):
+                close()
+            if is_compressed(file.path):
                 spans.append(Span(position, 0, None))
                 filled += file.size_bytes * COMPRESSION_RATIO
                 num_bytes += file.size_bytes
                 if filled >= size:
                     close()
                 continue
-            # An empty file has a span too: every file begins in one chunk, which tells its digest.
+            # An empty file has a span too: every file begins in one chunk.
             for start in cuts(file.size_bytes, size, filled):
                 stop = min(file.size_bytes, start + size - filled)
                 spans.append(Span(position, start, stop))
@@ -77,6 +110,16 @@ def plan_chunks(sources: list[Source], seq_length: int) -> list[Chunk]:
 def cuts(file_bytes: int, chunk_bytes: int, filled: int) -> list[int]:
     """Where the spans of a file start, if its first chunk has `filled` bytes from earlier files."""
     return [0, *range(chunk_bytes - filled, file_bytes, chunk_bytes)]
+
+
+def file_starts(chunks: list[Chunk]) -> dict[tuple[int, int], list[int]]:
+    """Where the spans of each uncompressed file start, by the positions of its source and of the file."""
+    starts: dict[tuple[int, int], list[int]] = {}
+    for chunk in chunks:
+        for span in chunk.spans:
+            if span.stop is not None:
+                starts.setdefault((chunk.task, span.file), []).append(span.start)
+    return starts
 
 
 def source_documents(sources: list[Source]) -> list[dict[str, Any]]:

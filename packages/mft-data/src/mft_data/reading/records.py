@@ -1,6 +1,7 @@
-"""The records of a file: the shape that its first one has, and the tally of those refused in a build."""
+"""The records of a file: the shape that its first one has, and how many may be refused in a build."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -32,30 +33,33 @@ class Reject(NamedTuple):
 
 
 @dataclass(slots=True)
-class Rejects:
-    """The records refused so far in a build; raises DataError when they are too many."""
+class RejectLimit:
+    """The records refused so far in a build; raises DataError when they are too many.
+
+    `num_records` is how many there are at most in all files, None if nobody knows yet.
+    """
 
     allowed: MaxRejects
-    entries: list[Reject] = field(default_factory=list)
+    num_records: int | None = None
+    num_refused: int = 0
+    first: str = ""
 
-    def add(self, rejects: list[Reject]) -> None:
-        """Counts refused records in; raises DataError if they are more than the count allowed."""
-        self.entries.extend(rejects)
-        if self.allowed.count is not None and len(self.entries) > self.allowed.count:
+    def add(self, num_refused: int, first: Callable[[], str]) -> None:
+        """Counts refused records in, of which `first` tells the first one in words; raises DataError."""
+        if num_refused and not self.num_refused:
+            self.first = first()
+        self.num_refused += num_refused
+        if self.allowed.count is not None and self.num_refused > self.allowed.count:
             raise DataError(f"more than {self.allowed.count} records were refused, the first: {self.first}")
+        if self.num_records is not None:
+            self.check_percent(self.num_records, "at most ")
 
-    def check_percent(self, num_records: int) -> None:
+    def check_percent(self, num_records: int, at_most: str = "") -> None:
         """Raises DataError if the refused ones are more than the percentage allowed of all records."""
         percent = self.allowed.percent
-        if percent is not None and len(self.entries) * 100 > percent * num_records:
-            refused = f"{len(self.entries)} of {num_records} records were refused"
+        if percent is not None and self.num_refused * 100 > percent * num_records:
+            refused = f"{self.num_refused} of {at_most}{num_records} records were refused"
             raise DataError(f"{refused}, more than {percent:g} %, the first: {self.first}")
-
-    @property
-    def first(self) -> str:
-        """The first refused record in words."""
-        reject = self.entries[0]
-        return f"{reject.reason}, in {reject.task}/{reject.file} line {reject.line}"
 
 
 def file_format(path: Path) -> str | None:

@@ -12,6 +12,8 @@ from mft_data.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Of a task's name, which becomes that of a folder.
+MAX_NAME_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ def find_source(argument: str) -> Source:
     task = name if is_named else path.resolve().name
     if not path.exists():
         raise DataError(f'source "{path}" does not exist')
+    if len(task) > MAX_NAME_CHARACTERS:
+        raise DataError(
+            f'"{task[:40]}..." has {len(task)} characters, too many for the name of a task', fix="shorten it"
+        )
     if not path.is_dir() and not is_named:
         raise DataError(f'source "{path}" is not a folder', fix=f"give a file its task's name: NAME={path}")
     if not TASK_NAME.fullmatch(task):
@@ -76,17 +82,27 @@ def find_files(path: Path) -> tuple[SourceFile, ...]:
             raise DataError(
                 f"a file has the name {name!a}", where=str(path), fix="rename it: UTF-8, no control characters"
             )
+        if not (folder / name).is_file():
+            raise DataError(f'"{folder / name}" is no regular file', fix="write its lines to one, or remove it")
     return tuple(SourceFile(folder / name, name, (folder / name).stat().st_size) for name in names)
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden; raises OSError if a folder cannot be read."""
+    """Every file below a folder that is not hidden, in linked folders, too.
+
+    Raises OSError if a folder cannot be read, and DataError if a link leads back to a folder around it.
+    """
 
     def fail(error: OSError) -> None:
         raise error
 
-    for parent, folders, names in os.walk(folder, onerror=fail):
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        around = {Path(parent).resolve(), *Path(parent).resolve().parents}
+        for name in folders:
+            link = Path(parent, name)
+            if link.is_symlink() and link.resolve() in around:
+                raise DataError(f'the link "{link}" leads back to a folder around it', fix="remove it")
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 

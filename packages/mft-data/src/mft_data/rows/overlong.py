@@ -11,6 +11,8 @@ from mft_data.encoding.encoder import EncodedBatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mft_data.encoding.template import Stretch
+
 
 def drop_overlong(batch: EncodedBatch, seq_length: int) -> tuple[EncodedBatch, np.ndarray]:
     """The batch without conversations of more than `seq_length` tokens, and a boolean per conversation: kept."""
@@ -32,6 +34,22 @@ OVERLONG: dict[str, Callable[[EncodedBatch, int], tuple[EncodedBatch, np.ndarray
     "drop": drop_overlong,
     "truncate": truncate_overlong,
 }
+
+
+def longest_text(seq_length: int, longest_token: int) -> int:
+    """The most characters of a text that can fit a row; longer ones are overlong without being encoded."""
+    return seq_length * longest_token
+
+
+def shortened(stretches: list[Stretch], limit: int) -> list[Stretch]:
+    """The first 2 * `limit` characters of a rendered conversation: more than a row of it holds."""
+    kept, room = [], 2 * limit
+    for stretch in stretches:
+        kept.append(stretch._replace(text=stretch.text[:room]))
+        room -= len(stretch.text)
+        if room <= 0:
+            break
+    return kept
 
 
 def select(batch: EncodedBatch, is_kept: np.ndarray, seq_length: int) -> tuple[EncodedBatch, np.ndarray]:

@@ -91,7 +91,7 @@ def test_a_resume_takes_finished_chunks_and_refuses_other_options(build, tmp_pat
     first = next(staging.glob("chunks/*.0000"))
     before = first.stat().st_mtime_ns
     result = build(tmp_path / "out", "--resume", "--seed", "1", exit_code=1)
-    assert "are not those of the build to resume" in result.stderr
+    assert "are not those of the build to resume (seed is another)" in result.stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mft_data.execution.assemble.write_manifest", stop)
         build(tmp_path / "out", "--resume", exit_code=1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mft_data.dataset.plan_document import plan_difference
 from mft_data.dataset.staging import CHUNKS, DATASET, PART, PLAN, begin
 from mft_data.errors import DataError
 from mft_data.execution.assemble import assemble_dataset
@@ -59,7 +60,8 @@ def read_parts(part_dirs: list[Path]) -> Parts:
         first = first or {**part, "plan": plan, "path": part_dir}
         if plan != first["plan"] or part["num_parts"] != first["num_parts"]:
             raise DataError(
-                f'"{part_dir}" and "{first["path"]}" are parts of different builds',
+                f'"{part_dir}" and "{first["path"]}" are parts of different builds'
+                + ("" if plan == first["plan"] else f" ({plan_difference(plan, first['plan'])} is another)"),
                 fix="build all parts from the same files, with the same options and mft-data",
             )
         if part["part"] in by_number:

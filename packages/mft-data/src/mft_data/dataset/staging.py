@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from mft_data.dataset.dataset_dir import MANIFEST, REJECTS
+from mft_data.dataset.plan_document import PRODUCER, is_plan, plan_difference
 from mft_data.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ UPLOADED = "uploaded.jsonl"
 DATASET_NAMES = {MANIFEST, REJECTS, "tokenizer", "train", "validation"}
 PART_NAMES = {PLAN, PART, FILES, CHUNKS, "tokenizer"}
 STAGING_NAMES = {*PART_NAMES, LOCK, SCRATCH, DATASET, UPLOADED}
-PRODUCER = "mft-data "
 
 
 def check_output(out: Path, is_overwrite: bool, source_paths: list[Path]) -> None:
@@ -60,15 +60,6 @@ def is_produced(path: Path) -> bool:
     """Whether a file is a manifest that this package wrote."""
     try:
         return orjson.loads(path.read_bytes())["producer"].startswith(PRODUCER)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False
-
-
-def is_plan(path: Path) -> bool:
-    """Whether a file is the plan of a build; an empty one is that of a build that ended before it had one."""
-    try:
-        content = path.read_bytes()
-        return not content or orjson.loads(content)["settings"]["producer"].startswith(PRODUCER)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
@@ -153,8 +144,9 @@ def begin(staging: Path, plan: bytes) -> None:
     path = staging / PLAN
     found = path.read_bytes()
     if found and found != plan:
+        difference = f"{plan_difference(found, plan)} is another"
         raise DataError(
-            "the sources or the options are not those of the build to resume",
+            f"the sources or the options are not those of the build to resume ({difference})",
             where=str(staging),
             fix="build anew with --overwrite",
         )

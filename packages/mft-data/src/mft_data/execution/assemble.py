@@ -108,6 +108,8 @@ def rejects(sources: list[dict[str, Any]], chunks: Sequence[StoredChunk]) -> Ite
         for span in result.spans:
             starts.append(lines_before.get((result.source, span.file), 0))
             lines_before[result.source, span.file] = starts[-1] + span.num_lines
+        if not result.counts.rejected:
+            continue
         with (folder / encode_chunk.REJECTS).open("rb") as handle:
             for line in handle:
                 refusal = Refusal(*orjson.loads(line))

@@ -45,8 +45,9 @@ def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndar
         window.flush()
     result.counts.read, result.counts.rejected = tally.read, len(tally.refusals)
     result.first_refusal = tally.refusals[0] if tally.refusals else None
-    rejects = [orjson.dumps(list(refusal), option=orjson.OPT_APPEND_NEWLINE) for refusal in tally.refusals]
-    (out / REJECTS).write_bytes(b"".join(rejects))
+    if tally.refusals:
+        lines = [orjson.dumps(list(refusal), option=orjson.OPT_APPEND_NEWLINE) for refusal in tally.refusals]
+        (out / REJECTS).write_bytes(b"".join(lines))
     result.spans = [
         SpanFacts(span.file, num_lines, digest)
         for span, num_lines, digest in zip(chunk.spans, tally.num_lines, tally.digests, strict=True)

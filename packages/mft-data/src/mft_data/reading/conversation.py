@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice, product
 from typing import Any
 
@@ -107,11 +107,7 @@ def parse_turn(entry: Any, number: int) -> Turn:
     content = string_field(entry, "content", where)
     role = ROLES.get(given_role)
     if role is None:
-        nearest = get_close_matches(given_role.lower(), ROLES, n=1)
-        use = f'write "{nearest[0]}"' if nearest else "use another"
-        raise RecordError(
-            f"unknown role {quoted(given_role)} in {where}", fix=f"{use} (the roles are {', '.join(ROLES)})"
-        )
+        raise RecordError(f"unknown role {quoted(given_role)} in {where}", fix=role_fix(given_role))
     is_supervised = role == "bot"
     if "train" in entry:
         if role != "bot":
@@ -122,6 +118,14 @@ def parse_turn(entry: Any, number: int) -> Turn:
     if role == "bot" and not content:
         raise RecordError(f"{where} is a bot turn without content")
     return Turn(role, content, is_supervised)
+
+
+@lru_cache(maxsize=256)  # a file with a wrong role has it in every record
+def role_fix(role: str) -> str:
+    """What to write in place of an unknown role."""
+    nearest = get_close_matches(role.lower(), ROLES, n=1)
+    use = f'write "{nearest[0]}"' if nearest else "use another"
+    return f"{use} (the roles are {', '.join(ROLES)})"
 
 
 def check_order(conversation: Conversation) -> None:

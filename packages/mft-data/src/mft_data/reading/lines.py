@@ -75,7 +75,8 @@ def span_lines(raw: BufferedReader, start: int, stop: int) -> Iterator[bytes]:
     position = start
     if start:
         raw.seek(start - 1)
-        position += len(raw.readline()) - 1
+        # No further than `stop`: a line may be longer than many spans.
+        position += len(raw.readline(stop - start + 1)) - 1
     while position < stop and (line := raw.readline()):
         position += len(line)
         yield line

@@ -16,6 +16,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from mft_data.commands.build import RunOptions, build
+from mft_data.dataset.output import FolderOutput
 from mft_data.encoding.encoder import make_encoder
 from mft_data.encoding.special_tokens import plain_config, renamed_config
 from mft_data.execution.plan import BuildOptions, all_sources, make_plan
@@ -40,6 +41,7 @@ def options_for(base_model):
         seed=0,
         record_format=None,
         max_rejects=MaxRejects(),
+        is_strict=False,
         dedup="none",
         decontaminate=(),
         contaminated="drop",
@@ -80,7 +82,7 @@ def test_build(benchmark, large, base_model, tmp_path, rates, report):
     options = options_for(base_model)
     out = tmp_path / "dataset"
     run = RunOptions(num_workers=WORKERS, is_overwrite=True)
-    plan = make_plan(all_sources(large, ()), options)
+    plan = make_plan(all_sources(large, ()), options, tmp_path / "scratch")
     encoder = make_encoder(plan.tokenizer_config, plan.template)
     alone = Tokenizer.from_str(json.dumps(renamed_config(plain_config(plan.tokenizer_config))))
     texts = [
@@ -88,7 +90,7 @@ def test_build(benchmark, large, base_model, tmp_path, rates, report):
         for source in plan.work.sources
         for file in source.files
         for line in file.path.read_bytes().splitlines()
-        for stretch in encoder.render(parse_line(line, "chat_rounds"))
+        for stretch in encoder.render(parse_line(line, "chat_rounds").conversation)
     ]
     alone_seconds, manifest = [], {}
 
@@ -100,7 +102,10 @@ def test_build(benchmark, large, base_model, tmp_path, rates, report):
         alone_seconds.append(time.perf_counter() - start)
 
     benchmark.pedantic(
-        lambda: manifest.update(build(large, out, options, run)), setup=encode_alone, rounds=4, warmup_rounds=1
+        lambda: manifest.update(build(large, FolderOutput(out), options, run)),
+        setup=encode_alone,
+        rounds=4,
+        warmup_rounds=1,
     )
     tokens = sum(counts["tokens"] for task in manifest["tasks"] for counts in task["splits"].values())
     rates["build"] = tokens / benchmark.stats.stats.min
@@ -208,7 +213,7 @@ def test_reading(benchmark, large, base_model, tmp_path, report, epochs):
     from streaming import LocalDataset, MDSWriter, StreamingDataset
 
     os.environ["LOCAL_WORLD_SIZE"] = "1"
-    build(large, tmp_path / "ours", options_for(base_model), RunOptions(num_workers=WORKERS))
+    build(large, FolderOutput(tmp_path / "ours"), options_for(base_model), RunOptions(num_workers=WORKERS))
     stream = tmp_path / "ours" / "train" / Path(large[0]).name
     rows = LocalDataset(str(stream))
     columns = json.loads((tmp_path / "ours" / "manifest.json").read_bytes())["columns"]

@@ -29,6 +29,14 @@ def echo_styled(text: str) -> None:
     click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
 
 
+def echo_summary(manifest: dict[str, Any]) -> None:
+    """Prints on stderr what a dataset holds, and what of its sources it does not."""
+    from mft_data.display.summary import summary_table, unused_fields_lines
+
+    for text in (summary_table(manifest), *unused_fields_lines(manifest)):
+        click.echo(text, err=True)
+
+
 def parse_role_markers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Role to marker text of `ROLE=TEXT` options; `\\n`, `\\t` and `\\\\` in TEXT are escapes."""
     from mft_data.reading.conversation import RESERVED_CHARACTER, ROLES
@@ -70,7 +78,7 @@ def parse_template(_context: click.Context, _parameter: click.Parameter, value: 
 
 def parse_record_format(_context: click.Context, _parameter: click.Parameter, value: str) -> str | None:
     """The name of a record shape, None for auto."""
-    from mft_data.reading.conversation import RECORD_FORMATS
+    from mft_data.reading.shapes import RECORD_FORMATS
 
     if value != "auto" and value not in RECORD_FORMATS:
         raise click.BadParameter(f"{value!r} is not one of auto, {', '.join(RECORD_FORMATS)}")
@@ -238,6 +246,7 @@ def main() -> None:
     help="Who works: processes here, or the Ray cluster of RAY_ADDRESS.",
 )
 @click.option("--part", metavar="I/N", callback=parse_part, help="Build only part I of N, for mft-data join.")
+@click.option("--strict-fields", "is_strict", is_flag=True, help="Refuse records with fields that would not be used.")
 @click.option("--resume", "is_resume", is_flag=True, help="Go on with a build that was not finished.")
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT, and an unfinished one.")
 def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
@@ -248,7 +257,6 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """
     from mft_data.commands.build import RunOptions, build
     from mft_data.dataset.output import output_at
-    from mft_data.display.summary import summary_table
     from mft_data.execution.plan import BuildOptions
 
     run_names = ("num_workers", "engine", "part", "is_resume", "is_overwrite")
@@ -257,7 +265,7 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
         build_options = BuildOptions(**options)
         manifest = build(list(sources), output_at(out), build_options, run)
         if manifest is not None:
-            click.echo(summary_table(manifest), err=True)
+            echo_summary(manifest)
         click.echo(out)
 
 
@@ -275,11 +283,10 @@ def join_command(parts: tuple[Path, ...], out: str, max_rejects: Any, is_overwri
     """Join the parts of a build, made with --part, into the dataset OUT."""
     from mft_data.commands.join import join
     from mft_data.dataset.output import output_at
-    from mft_data.display.summary import summary_table
 
     with system_errors():
         manifest = join(list(parts), output_at(out), is_overwrite, max_rejects)
-        click.echo(summary_table(manifest), err=True)
+        echo_summary(manifest)
         click.echo(out)
 
 

@@ -13,16 +13,11 @@ from hypothesis import strategies as st
 
 from mft_data.cli import parse_record_format
 from mft_data.errors import DataError, RecordError
-from mft_data.reading.conversation import (
-    ANSWER_FIELDS,
-    QUESTION_FIELDS,
-    RECORD_FORMATS,
-    Turn,
-    detect_format,
-    parse_conversation,
-)
+from mft_data.reading.conversation import Turn
 from mft_data.reading.lines import read_lines
+from mft_data.reading.pairs import ANSWER_FIELDS, QUESTION_FIELDS
 from mft_data.reading.records import file_format, parse_json, parse_line
+from mft_data.reading.shapes import RECORD_FORMATS, detect_format, parse_conversation
 from mft_data.reading.sources import find_files
 
 HUMAN = {"role": "human", "content": "h"}
@@ -37,7 +32,17 @@ BAD_ROUNDS = [
     ([{"content": "h"}], 'field "role" of round 1 is missing'),
     ([{"role": None, "content": "h"}], 'field "role" of round 1 is null, not a string'),
     ([{"role": "human"}], 'field "content" of round 1 is missing'),
-    ([HUMAN, {"role": "bot", "content": ["b"]}], 'field "content" of round 2 is a list, not a string'),
+    ([HUMAN, {"role": "bot", "content": {}}], 'field "content" of round 2 is an object, not a string'),
+    ([HUMAN, {"role": "bot", "content": ["b"]}], 'field "content" of round 2 has a part that is no text (a string)'),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, BOT],
+        'field "content" of round 1 has a part that is no text ("image_url")',
+    ),
+    ([HUMAN, BOT | {"content": " \n"}], "round 2 is a bot turn without content"),
+    ([HUMAN | {"weight": 1}, BOT], 'round 1 is a human turn with "weight"'),
+    ([HUMAN, BOT | {"weight": 0.5}], '"weight" of round 2 is neither 0 nor 1'),
+    ([HUMAN, BOT | {"weight": 0}], 'every bot turn has "train": false, which leaves nothing to learn'),
+    ([{"role": "tool", "content": "4"}, BOT], 'unknown role "tool" in round 1'),
     ([{"role": "sytem", "content": "s"}], 'unknown role "sytem" in round 1'),
     ([{"role": "", "content": "s"}], 'unknown role "" in round 1'),
     ([{"role": "a\nb", "content": "s"}], "unknown role 'a\\nb' in round 1"),
@@ -172,7 +177,7 @@ def test_a_detected_shape_has_its_fields_in_the_record(record):
 
 
 contents = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0"))
-filled = contents.filter(bool)
+filled = contents.filter(str.strip)
 
 
 @given(st.sampled_from(QUESTION_FIELDS), st.sampled_from(ANSWER_FIELDS), contents, filled, st.none() | contents)
@@ -194,7 +199,10 @@ def test_a_pair_is_the_same_conversation_as_its_rounds(question_field, answer_fi
 def test_an_alpaca_instruction_is_never_lost(given_input, question):
     record = {"instruction": "Sort.", "output": "1 2", **given_input}
     assert detect_format(record) == "instruction/output"
-    assert parse_line(orjson.dumps(record), None) == (Turn("human", question, False), Turn("bot", "1 2", True))
+    assert parse_line(orjson.dumps(record), None).conversation == (
+        Turn("human", question, False),
+        Turn("bot", "1 2", True),
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +244,7 @@ def test_format_takes_exactly_the_known_shapes():
 
 
 def test_the_shapes_load_no_heavy_library():
-    code = "import sys, mft_data.reading.conversation; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, mft_data.reading.shapes; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "transformers", "tokenizers", "streaming", "torch"} & set(loaded)
 
@@ -260,7 +268,7 @@ def test_a_nul_character_is_text_like_any_other():
 def test_an_unknown_role_names_the_nearest_valid_one():
     with pytest.raises(RecordError) as raised:
         parse_conversation({"chat_rounds": [{"role": "Assitant", "content": "x"}]}, "chat_rounds")
-    assert raised.value.fix == 'write "assistant" (the roles are system, human, user, bot, assistant)'
+    assert raised.value.fix == 'write "assistant" (the roles are system, developer, human, user, bot, assistant, gpt)'
 
 
 def test_the_first_recognised_record_decides_for_its_file(write_task):
@@ -274,7 +282,7 @@ def test_the_first_recognised_record_decides_for_its_file(write_task):
 
 def test_lines_of_white_space_are_no_records_but_count_as_lines(write_task):
     (file,) = find_files(write_task("t", [b"", b"  ", b'{"text": "a"}', b"\t\r", b'{"text": "b"}', b" \x0b\x0c"]))
-    assert [(number, parse_line(line, "text")[0].content) for number, line in read_lines(file.path)] == [
+    assert [(number, parse_line(line, "text").conversation[0].content) for number, line in read_lines(file.path)] == [
         (3, "a"),
         (5, "b"),
     ]

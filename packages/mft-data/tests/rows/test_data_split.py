@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_data.reading.conversation import Turn, parse_conversation
+from mft_data.reading.conversation import Turn
+from mft_data.reading.shapes import parse_conversation
 from mft_data.rows.split import conversation_digest, held_out, leading_bits
 
 hash_lists = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50)

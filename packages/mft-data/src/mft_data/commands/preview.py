@@ -65,6 +65,6 @@ def read_source(source: Source, record_format: str | None) -> Iterator[tuple[str
         for line_number, line in read_lines(file.path):
             where = f"{file.path} line {line_number}"
             try:
-                yield where, parse_line(line, own_format)
+                yield where, parse_line(line, own_format).conversation
             except RecordError as error:
                 raise DataError(error.reason, where=where, fix=error.fix) from error

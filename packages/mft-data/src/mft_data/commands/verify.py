@@ -263,9 +263,17 @@ def extra_file_problems(dataset_dir: Path, manifest: dict[str, Any]) -> Iterator
         for task in manifest["tasks"]:
             if task["splits"][split]["index_sha256"] is not None:
                 expected |= stream_files(dataset_dir / split / task["name"])
-    found = {Path(parent, name) for parent, _, names in os.walk(dataset_dir) for name in names}
-    for path in sorted(found - expected):
+    for path in sorted(unaccounted(dataset_dir, expected)):
         yield DataError(f"{path.name!a} does not belong here", where=str(path.parent), fix="remove it")
+
+
+def unaccounted(dataset_dir: Path, expected: set[Path]) -> Iterator[Path]:
+    """Every file that is not expected, every link, and every folder with nothing in it."""
+    for parent, folders, names in os.walk(dataset_dir):
+        paths = [Path(parent, name) for name in (*folders, *names)]
+        yield from (path for path in paths if path.is_symlink() or (path.is_file() and path not in expected))
+        if not paths:
+            yield Path(parent)
 
 
 def stream_files(stream_dir: Path) -> set[Path]:

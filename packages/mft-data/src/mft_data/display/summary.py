@@ -59,6 +59,16 @@ def summary_table(manifest: dict[str, Any]) -> str:
     return "\n".join(align(line, widths) for line in lines)
 
 
+def unused_fields_lines(manifest: dict[str, Any]) -> list[str]:
+    """A line for each task with records that had fields which were not used."""
+    return [
+        f"{task['name']}: fields not used: "
+        + ", ".join(f"{name} ({count:,})" for name, count in task["unused_fields"].items())
+        for task in manifest["tasks"]
+        if task.get("unused_fields")
+    ]
+
+
 def align(line: tuple[str, ...], widths: list[int]) -> str:
     """One line of a table: names to the left, numbers to the right."""
     cells = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class TaskStreams:
     counts: Counts = field(default_factory=Counts)
     splits: dict[str, SplitCounts] = field(default_factory=lambda: {split: SplitCounts() for split in SPLITS})
     index_sha256: dict[str, str | None] = field(default_factory=dict)
+    unused_fields: Counter[str] = field(default_factory=Counter)
 
     def split_entry(self, split: str) -> dict[str, Any]:
         """The manifest's entry of one split."""
@@ -135,6 +137,7 @@ def task_entry(
             for number, file in enumerate(source["files"])
         ],
         "conversations": asdict(streams.counts),
+        "unused_fields": dict(sorted(streams.unused_fields.items())),
         "splits": {split: streams.split_entry(split) for split in SPLITS},
     }
 
@@ -160,6 +163,7 @@ def assemble_task(
     streams = TaskStreams()
     for _, result in chunks:
         streams.counts.add(result.counts)
+        streams.unused_fields.update(result.unused_fields)
         for split in SPLITS:
             streams.splits[split].add(result.splits[split])
     moved = moved_extreme(streams, [result for _, result in chunks]) if needs_validation else None

@@ -69,6 +69,7 @@ class ChunkResult:
     counts: Counts = field(default_factory=Counts)
     splits: dict[str, SplitCounts] = field(default_factory=lambda: {split: SplitCounts() for split in SPLITS})
     first_refusal: Refusal | None = None
+    unused_fields: dict[str, int] = field(default_factory=dict)
     smallest: Extreme | None = None
     largest: Extreme | None = None
 
@@ -99,6 +100,7 @@ def result_from(document: dict[str, Any]) -> ChunkResult:
         counts=Counts(**document["counts"]),
         splits={split: SplitCounts(**entry) for split, entry in document["splits"].items()},
         first_refusal=refusal and Refusal(*refusal),
+        unused_fields=document["unused_fields"],
         smallest=extreme(document["smallest"]),
         largest=extreme(document["largest"]),
     )

@@ -44,6 +44,7 @@ def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndar
             window.add(*encode_batch(work, encoder, chunk, batch, is_dropped, result.counts))
         window.flush()
     result.counts.read, result.counts.rejected = tally.read, len(tally.refusals)
+    result.unused_fields = dict(tally.unused_fields)
     result.first_refusal = tally.refusals[0] if tally.refusals else None
     if tally.refusals:
         lines = [orjson.dumps(list(refusal), option=orjson.OPT_APPEND_NEWLINE) for refusal in tally.refusals]

@@ -46,6 +46,7 @@ class BuildOptions:
     seed: int
     record_format: str | None
     max_rejects: MaxRejects
+    is_strict: bool
     dedup: str
     decontaminate: tuple[Path, ...]
     contaminated: str
@@ -88,6 +89,7 @@ def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Pl
         packing=options.packing,
         seed=options.seed,
         validation_fraction=options.validation_fraction,
+        is_strict=options.is_strict,
         allows_rejects=options.max_rejects.count != 0,
         problem_ngrams=load_ngrams(options.decontaminate),
         drops_contaminated=options.contaminated == "drop",
@@ -113,6 +115,7 @@ def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Pl
         "producer": producer(),
         "tokenizer_sha256": hashlib.sha256(orjson.dumps(config, option=orjson.OPT_SORT_KEYS)).hexdigest(),
         "record_format": options.record_format,
+        "strict_fields": options.is_strict,
         "tasks": task_names,
     }
     document = {"manifest": facts, "settings": settings, "sources": source_documents(sources)}

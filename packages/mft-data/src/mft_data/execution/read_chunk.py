@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from mft_data.errors import DataError, RecordError
+from mft_data.reading.fields import quoted
 from mft_data.reading.lines import SpanLines, lines_before
 from mft_data.reading.records import parse_line
 from mft_data.rows.split import conversation_digest
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from mft_data.reading.sources import Source
 
 
+# So many names of unused fields are kept: where keys are data there is no end to them.
+MAX_UNUSED_FIELDS = 50
+OTHER_FIELDS = "(others)"
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """The settings of a build as its workers see them; goes to other processes and machines."""
@@ -33,6 +40,7 @@ class Work:
     packing: str
     seed: int
     validation_fraction: float
+    is_strict: bool  # whether records with unused fields are refused
     allows_rejects: bool  # else the first refused record ends the build
     problem_ngrams: np.ndarray | None  # of the benchmarks that no conversation may repeat
     drops_contaminated: bool
@@ -54,6 +62,15 @@ class Tally:
     refusals: list[Refusal] = field(default_factory=list)
     num_lines: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    unused_fields: Counter[str] = field(default_factory=Counter)  # records by field
+
+    def add_unused(self, names: list[str], *, is_strict: bool) -> None:
+        """Counts the unused fields of a record; raises RecordError if there may be none."""
+        if is_strict:
+            raise RecordError(f"field {quoted(names[0])} would not be used", fix="leave it out of the records")
+        for name in names:
+            known = name in self.unused_fields or len(self.unused_fields) < MAX_UNUSED_FIELDS
+            self.unused_fields[name if known else OTHER_FIELDS] += 1
 
 
 class Record(NamedTuple):
@@ -81,7 +98,9 @@ def read_chunk(
         for line_number, line in lines:
             tally.read += 1
             try:
-                conversation = parse_line(line, record_format)
+                conversation, unused_fields = parse_line(line, record_format)
+                if unused_fields:
+                    tally.add_unused(unused_fields, is_strict=work.is_strict)
                 stretches = render(conversation)
             except RecordError as error:
                 if not work.allows_rejects:

@@ -83,11 +83,13 @@ def windows(words: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """The texts in a decoded JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-        yield "\n".join(value)
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from texts_of(item)
+    """The texts in a decoded JSON value, of any depth."""
+    pending = [value]
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, list) and all(isinstance(item, str) for item in inner):
+            yield "\n".join(inner)
+        elif isinstance(inner, dict | list):
+            pending += inner.values() if isinstance(inner, dict) else inner

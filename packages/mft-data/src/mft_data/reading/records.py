@@ -1,18 +1,23 @@
 """The records of a file: the shape that its first one has, and how many may be refused in a build."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from mft_data.errors import DataError, RecordError
-from mft_data.reading.conversation import Conversation, detect_format, parse_conversation
+from mft_data.reading.conversation import Conversation
+from mft_data.reading.fields import quoted
 from mft_data.reading.lines import read_lines
+from mft_data.reading.shapes import detect_format, parse_conversation, unused_fields
 
 SAMPLE_LINES = 100
+SPACED_COLON = re.compile(rb'"\s+:')
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +80,65 @@ def file_format(path: Path) -> str | None:
     return None
 
 
-def parse_line(line: bytes, record_format: str | None) -> Conversation:
+class ParsedRecord(NamedTuple):
+    """What a line says, and the names of fields with something in them that do not matter to it."""
+
+    conversation: Conversation
+    unused_fields: list[str]
+
+
+def parse_line(line: bytes, record_format: str | None) -> ParsedRecord:
     """The conversation on a line of a file of this shape; raises RecordError."""
     record = parse_json(line)
-    return parse_conversation(record, record_format or detect_format(record))
+    record_format = record_format or detect_format(record)
+    return ParsedRecord(parse_conversation(record, record_format), list(unused_fields(record, record_format)))
 
 
-def parse_json(line: bytes) -> object:
-    """The decoded JSON of a line; raises RecordError."""
+def parse_json(line: bytes) -> Any:
+    """The decoded JSON of a line; raises RecordError, for an object with a key twice, too."""
     try:
-        return orjson.loads(line)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         try:
             line.decode()
         except UnicodeDecodeError as invalid:
             raise RecordError(f"the line is not UTF-8 ({invalid.reason}, at byte {invalid.start + 1})") from error
         raise RecordError(f"the line is not JSON ({error.msg}, at character {error.pos + 1})") from error
+    if num_colons(line) != num_members(value):
+        try:
+            json.loads(line, object_pairs_hook=without_repeats)
+        except RecursionError as error:
+            raise RecordError("the line is nested too deeply") from error
+    return value
+
+
+def num_colons(line: bytes) -> int:
+    """At least how many members the objects of a valid JSON text have, repeated keys and all; -1 if hard to tell.
+
+    A colon after a quote that no backslash makes part of a string ends a key, or begins a string.
+    """
+    if b'\\\\":' in line or (b" :" in line and SPACED_COLON.search(line)) or b"\t:" in line or b"\r:" in line:
+        return -1
+    return line.count(b'":') - line.count(b'\\":')
+
+
+def num_members(value: Any) -> int:
+    """How many members all objects in a decoded JSON value have."""
+    num, pending = 0, [value]
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, dict):
+            num += len(inner)
+            pending += [entry for entry in inner.values() if isinstance(entry, dict | list)]
+        elif isinstance(inner, list):
+            pending += [entry for entry in inner if isinstance(entry, dict | list)]
+    return num
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these members; raises RecordError if a key comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise RecordError(f"the key {quoted(repeated)} comes twice in an object", fix="leave one of them out")
+    return found

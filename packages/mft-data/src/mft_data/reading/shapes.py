@@ -1,0 +1,95 @@
+"""The shapes that a record can have, each named by the fields it needs, and what a record has beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from mft_data.errors import RecordError
+from mft_data.reading.conversation import Conversation, Turn
+from mft_data.reading.fields import filled_field, found_fields, json_type
+from mft_data.reading.pairs import ANSWER_FIELDS, QUESTION_FIELDS, SYSTEM_FIELDS, parse_pair
+from mft_data.reading.rounds import parse_rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROUNDS_FORMATS = ("chat_rounds", "messages", "conversations")
+# Say which record it is, and nothing that a model could learn.
+NAMING_FIELDS = {"id", "data_name"}
+ROUND_FIELDS = {"role", "content", "from", "value", "train", "weight"}
+
+
+def parse_text(record: dict[str, Any]) -> Conversation:
+    """The document of `{"text": "..."}`, supervised as a whole."""
+    return (Turn("text", filled_field(record, "text"), is_supervised=True),)
+
+
+RECORD_FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
+    **{name: partial(parse_rounds, field=name) for name in ROUNDS_FORMATS},
+    "text": parse_text,
+    **{
+        f"{question}/{answer}": partial(parse_pair, question_field=question, answer_field=answer)
+        for question, answer in product(QUESTION_FIELDS, ANSWER_FIELDS)
+    },
+}
+
+
+def parse_conversation(record: Any, record_format: str) -> Conversation:
+    """The conversation of a decoded JSON record in one of RECORD_FORMATS; raises RecordError."""
+    if not isinstance(record, dict):
+        raise RecordError(f"the record is {json_type(record)}, not an object")
+    return RECORD_FORMATS[record_format](record)
+
+
+def detect_format(record: Any) -> str:
+    """The only one of RECORD_FORMATS whose fields a decoded JSON record has; raises RecordError.
+
+    Beside an `instruction`, `input` is part of the question and makes no pair of its own.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(f"the record is {json_type(record)}, not an object")
+    fitting = [name for name in RECORD_FORMATS if all(field in record for field in name.split("/"))]
+    if "instruction" in record:
+        fitting = [name for name in fitting if not name.startswith("input/")]
+    if not fitting:
+        raise RecordError(
+            f"no known shape fits: {found_fields(record)}",
+            fix="name its fields as one of the shapes of --format does",
+        )
+    if len(fitting) > 1:
+        shapes = ", ".join(fitting)
+        raise RecordError(f"the record has the fields of several shapes ({shapes})", fix="choose one with --format")
+    return fitting[0]
+
+
+def used_fields(record_format: str) -> set[str]:
+    """The fields of a record that its conversation is made of."""
+    names = set(record_format.split("/"))
+    if record_format in ROUNDS_FORMATS:
+        return names | {"system"}
+    if record_format == "text":
+        return names
+    return names | {*SYSTEM_FIELDS, "context", "history"} | ({"input"} if "instruction" in names else set())
+
+
+USED_FIELDS = {name: used_fields(name) | NAMING_FIELDS for name in RECORD_FORMATS}
+
+
+def unused_fields(record: dict[str, Any], record_format: str) -> Iterator[str]:
+    """The fields of a record, and of its rounds, that have something in them and are not used, each once."""
+    used = USED_FIELDS[record_format]
+    yield from (name for name, value in record.items() if name not in used and has_something(value))
+    if record_format in ROUNDS_FORMATS:
+        names: dict[str, None] = {}
+        for entry in record[record_format]:
+            if not entry.keys() <= ROUND_FIELDS:
+                names |= {name: None for name in entry if name not in ROUND_FIELDS and has_something(entry[name])}
+        yield from (f"{record_format}.{name}" for name in names)
+
+
+def has_something(value: Any) -> bool:
+    """Whether a decoded JSON value is more than an empty one."""
+    return value is not None and value not in ("", [], {})

@@ -1,5 +1,7 @@
 """The engine of a build: workers, kills and resumes, parts, other machines; the same bytes every way."""
 
+import contextlib
+import gzip
 import os
 import random
 import shutil
@@ -7,10 +9,12 @@ import signal
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 from click.testing import CliRunner
 
 from mft_data.cli import main
+from mft_data.execution import chunk_store
 from mft_data.reading.chunks import plan_chunks
 from mft_data.reading.sources import Source, SourceFile
 
@@ -144,3 +148,42 @@ def test_ray_builds_the_same_tree(build, tmp_path, plain, helpers):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     build(tmp_path / "ray", "--engine", "ray", "--workers", "2")
     assert helpers.tree(tmp_path / "ray") == plain
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_is_built_in_pieces_and_resumed(tokenizer_dir, small_chunks, tmp_path, helpers, suffix):
+    import zstandard
+
+    lines = [orjson.dumps(helpers.record(number)) + b"\n" for number in range(1500)]
+    lines[1200] = b"{}\n"
+    content = b"".join(lines)
+    path = tmp_path / f"t.jsonl{suffix}"
+    path.write_bytes(gzip.compress(content, mtime=0) if suffix == ".gz" else zstandard.compress(content))
+    told = []
+
+    def run(name, *options, exit_code=0):
+        arguments = ["build", f"t={path}", str(tmp_path / name), "--tokenizer", str(tokenizer_dir), *options]
+        result = CliRunner().invoke(main, [*arguments, "--seq-length", "128"])
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        advance = contextlib.nullcontext(lambda num_bytes, _: told.append(num_bytes))
+        patch.setattr("mft_data.commands.build.show_progress", lambda _: advance)
+        run("plain", "--workers", "1", "--max-rejects", "1")
+    assert len(told) > 5
+    assert sum(told) == path.stat().st_size
+    assert b'"line":1201,' in (tmp_path / "plain" / "rejects.jsonl").read_bytes()
+    assert f"{path} line 1201" in run("out", "--workers", "2", exit_code=1).stderr
+    kept = {folder.name for folder in tmp_path.glob(".out.partial/chunks/*.0*")}
+    assert len(kept) > 3
+    encoded = []
+    with pytest.MonkeyPatch.context() as patch:
+        encode_chunk = chunk_store.encode_chunk
+        patch.setattr(chunk_store, "encode_chunk", lambda *rest: encoded.append(rest[2]) or encode_chunk(*rest))
+        run("out", "--workers", "1", "--max-rejects", "1", "--resume")
+    assert len(encoded) == len(told) - len(kept)
+    assert helpers.tree(tmp_path / "out") == helpers.tree(tmp_path / "plain")
+    run("part", "--part", "1/1", "--max-rejects", "1")
+    assert CliRunner().invoke(main, ["join", str(tmp_path / "part"), str(tmp_path / "joined")]).exit_code == 0
+    assert helpers.tree(tmp_path / "joined") == helpers.tree(tmp_path / "plain")

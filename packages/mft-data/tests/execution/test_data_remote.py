@@ -46,3 +46,40 @@ def test_a_store_that_cannot_be_written_is_one_line(bucket, build):
     result = build("s3://nowhere/set", exit_code=1)
     assert result.stderr.count("\n") == 1
     assert '"s3://nowhere/set" cannot be written' in result.stderr
+
+
+def test_an_upload_that_failed_is_gone_on_with(bucket, build, tmp_path, plain, monkeypatch):
+    from streaming.base.storage import S3Uploader
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    upload_file, sent = S3Uploader.upload_file, []
+
+    def upload_some(uploader, name):
+        if len(sent) == 4:
+            raise ConnectionError("the network is down")
+        sent.append(name)
+        upload_file(uploader, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Uploader, "upload_file", upload_some)
+        error = build("s3://bucket/one", exit_code=1).stderr
+    assert "the network is down" in error
+    assert "the finished work is kept in" in error
+    with monkeypatch.context() as patch:
+        patch.setattr("mft_data.execution.chunk_store.encode_chunk", lambda *_: pytest.fail("encoded again"))
+        patch.setattr(
+            S3Uploader, "upload_file", lambda uploader, name: sent.append(name) or upload_file(uploader, name)
+        )
+        build("s3://bucket/one", "--resume")
+    assert sorted(sent) == sorted(plain)
+    assert sent[-1] == "manifest.json"
+    listed = bucket.list_objects_v2(Bucket="bucket", Prefix="one/")["Contents"]
+    objects = {entry["Key"]: bucket.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read() for entry in listed}
+    assert objects == {f"one/{name}": content for name, content in plain.items()}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_part_is_not_written_to_a_store(bucket, build):
+    assert "a part needs a folder" in build("s3://bucket/one", "--part", "1/2", exit_code=1).stderr

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mft_data.filters.duplicates import NUM_HASHES, Duplicates, NearIndex, band_keys, signatures
+from mft_data.filters.duplicates import MAX_SHARING, NUM_HASHES, Duplicates, NearIndex, band_keys, signatures
 from mft_data.reading.conversation import Turn
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -208,3 +208,59 @@ def test_many_signatures_in_one_band_are_all_compared():
 def test_bands_of_equal_values_in_other_places_have_other_keys():
     keys = band_keys(np.zeros((1, NUM_HASHES), np.uint32))
     assert len(set(keys[0].tolist())) == 16
+
+
+def test_what_is_left_out_neither_repeats_nor_is_repeated():
+    stream = [conversation(" ".join(WORDS[:200]), "yes")] * 3
+    duplicates = Duplicates("near")
+    found = duplicates.is_duplicate(digests(stream), signatures(stream), np.array([True, False, True]))
+    assert found.tolist() == [False, False, False]
+    assert duplicates.is_duplicate(digests(stream), signatures(stream)).tolist() == [True, True, True]
+
+
+def test_the_system_turn_is_signed_only_where_nothing_else_is_said():
+    system = Turn("system", " ".join(WORDS), False)
+    distinct = [(system, *conversation(f"question {number} of many others here", f"{number}")) for number in range(30)]
+    assert not any(flags("near", distinct))
+    silent = [
+        (Turn("system", " ".join(WORDS[start : start + 200]), False), *conversation("", " ")) for start in (0, 200)
+    ]
+    assert flags("near", [silent[0], silent[1], silent[0]]) == [False, False, True]
+
+
+def templated(number, rng):
+    """A signature as that of one long prompt with a small part of its own: alike in seven tenths of its values."""
+    values = np.arange(NUM_HASHES, dtype=np.uint32)
+    own = rng.random(NUM_HASHES) < 0.3
+    values[own] = rng.integers(0, 2**32, own.sum(), dtype=np.uint32)
+    return values
+
+
+def test_the_work_for_a_templated_prompt_does_not_grow_with_their_number(monkeypatch):
+    rng = np.random.default_rng(0)
+    index, compared = NearIndex(), np.zeros(6000)
+    frombuffer = np.frombuffer
+
+    def counted(content, dtype):
+        compared[len(index.signatures)] = len(content) / (4 * NUM_HASHES)
+        return frombuffer(content, dtype)
+
+    monkeypatch.setattr(np, "frombuffer", counted)
+    values = np.stack([templated(number, rng) for number in range(6000)])
+    for signature, bands in zip(values, band_keys(values).tolist(), strict=True):
+        assert not index.has_near(signature, bands)
+        index.add(signature, bands)
+    assert compared[5000:].mean() < 2 * compared[1000:2000].mean()
+    assert compared.max() < 31 * MAX_SHARING
+
+
+def test_repeats_among_templated_prompts_are_found():
+    rng = np.random.default_rng(1)
+    index = NearIndex()
+    values = np.stack([templated(number, rng) for number in range(4000)])
+    for signature, bands in zip(values, band_keys(values).tolist(), strict=True):
+        index.add(signature, bands)
+    repeats = values[rng.choice(len(values), 300, replace=False)]
+    repeats[:, rng.integers(0, NUM_HASHES, 2)] ^= 1  # two of 128 values changed
+    found = [index.has_near(*pair) for pair in zip(repeats, band_keys(repeats).tolist(), strict=True)]
+    assert np.mean(found) > 0.95

@@ -225,8 +225,8 @@ def test_inspect_of_what_is_not_there(run, write_task, tmp_path):
     manifest["tasks"][0]["splits"]["train"]["conversations"] += 1
     manifest_path.write_bytes(orjson.dumps(manifest))
     assert "the rows are damaged (1 conversations instead of the manifest's 2)" in error("out")
-    manifest_path.write_text('{"format_version": "2"}')
-    assert "format_version '2' is not '1'" in error("out")
+    manifest_path.write_text('{"format_version": "3"}')
+    assert "format_version '3' is neither '1' nor '2'" in error("out")
     manifest_path.write_text("{")
     assert "the manifest is damaged" in error("out")
 

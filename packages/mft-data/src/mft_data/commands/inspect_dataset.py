@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mft_data.dataset.dataset_dir import read_manifest
-from mft_data.dataset.mds import read_row
+from mft_data.dataset.mds import SEGMENT_WEIGHTS, read_row
 from mft_data.dataset.shard_columns import ShardError, read_segment_lengths
 from mft_data.display.length_histogram import format_bins, length_bins, length_percentiles
 from mft_data.display.row_display import format_segment, readable_segment
@@ -87,7 +87,10 @@ def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[st
     tokenizer = open_tokenizer(dataset_dir / "tokenizer")
     ends = np.cumsum(sample["segment_lengths"])
     starts = ends - sample["segment_lengths"]
-    segments = zip(starts.tolist(), ends.tolist(), strict=True)
+    weights = sample.get(SEGMENT_WEIGHTS)
+    segments = zip(
+        starts.tolist(), ends.tolist(), [None] * len(ends) if weights is None else weights.tolist(), strict=True
+    )
     return {
         "task": task_name,
         "task_id": sample["task_id"],
@@ -99,9 +102,10 @@ def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[st
         "segments": [
             {
                 "start": start,
+                **({} if weight is None else {"weight": weight}),
                 **readable_segment(tokenizer, sample["input_ids"][start:end], sample["loss_mask"][start:end]),
             }
-            for start, end in segments
+            for start, end, weight in segments
         ],
     }
 
@@ -120,5 +124,7 @@ def format_row(row: dict[str, Any]) -> str:
             f"segment {number} of {len(segments)}: tokens {start}-{start + num_tokens - 1}, "
             f"position_ids 0-{num_tokens - 1}, {sum(segment['loss_mask'])} supervised"
         )
+        if "weight" in segment:
+            heading += f", weight {segment['weight']:g}"
         lines.append(format_segment(heading, segment))
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import orjson
 
 from mft_data.dataset.dataset_dir import MANIFEST, read_manifest
 from mft_data.dataset.fingerprints import manifest_bytes
-from mft_data.dataset.mds import mds_columns
+from mft_data.dataset.mds import SEGMENT_WEIGHTS, mds_columns
 from mft_data.dataset.row_rules import RowLimits, broken_rules, read_rows
 from mft_data.dataset.shard_columns import ShardError, is_file_name, parse_index, parse_shard
 from mft_data.encoding.tokenizer import open_tokenizer, tokenizer_sha256
@@ -109,7 +109,8 @@ def find_problems(dataset_dir: Path, manifest: dict[str, Any], is_quick: bool) -
 
 def manifest_problems(path: Path, manifest: dict[str, Any]) -> Iterator[DataError]:
     """Where the manifest disagrees with itself."""
-    columns = mds_columns("uint16" if manifest["max_token_id"] < 1 << 16 else "uint32")
+    has_weights = SEGMENT_WEIGHTS in manifest.get("features", [])
+    columns = mds_columns("uint16" if manifest["max_token_id"] < 1 << 16 else "uint32", has_weights=has_weights)
     if manifest["columns"] != columns:
         yield DataError(f"the columns are not {orjson.dumps(columns).decode()}", where=str(path), fix=ANEW)
     for task_id, task in enumerate(manifest["tasks"]):

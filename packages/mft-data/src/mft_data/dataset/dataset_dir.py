@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT_VERSION = "1"
+# Of a dataset with `features`: a reader that does not know them would misread its rows.
+FEATURES_VERSION = "2"
+FEATURES = {"segment_weights"}
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 
@@ -25,7 +28,8 @@ def producer() -> str:
 
 def write_manifest(dataset_dir: Path, manifest: dict[str, Any]) -> None:
     """Writes manifest.json, whose presence says that the dataset is complete."""
-    content = {"format_version": FORMAT_VERSION, "producer": producer(), **manifest}
+    version = FEATURES_VERSION if manifest.get("features") else FORMAT_VERSION
+    content = {"format_version": version, "producer": producer(), **manifest}
     (dataset_dir / MANIFEST).write_bytes(manifest_bytes(content))
 
 
@@ -39,8 +43,9 @@ def read_manifest(dataset_dir: Path) -> dict[str, Any]:
         raise DataError(f'"{dataset_dir}" is not a complete dataset (it has no {MANIFEST})') from error
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError("the manifest is damaged", where=str(path), fix="build the dataset anew") from error
-    if found != FORMAT_VERSION:
-        raise DataError(
-            f"format_version {found!r} is not {FORMAT_VERSION!r}", where=str(path), fix=f"{producer()} cannot read it"
-        )
+    if found not in (FORMAT_VERSION, FEATURES_VERSION):
+        what = f"format_version {found!r} is neither {FORMAT_VERSION!r} nor {FEATURES_VERSION!r}"
+        raise DataError(what, where=str(path), fix=f"{producer()} cannot read it")
+    if unknown := sorted(set(manifest.get("features", [])) - FEATURES):
+        raise DataError(f"the feature {unknown[0]!a} is unknown", where=str(path), fix=f"{producer()} cannot read it")
     return manifest

@@ -22,23 +22,41 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 1 << 26
 INDEX = "index.json"
+SEGMENT_WEIGHTS = "segment_weights"
+# Before the arrays of a row without weights, and after them.
+SIZES, TASK_ID = struct.Struct("<3I"), struct.Struct("<q")
 LENGTH_FORMATS = ("<BB", "<BH", "<BI", "<BQ")
 
 
-def mds_columns(ids_dtype: str) -> dict[str, str]:
+def mds_columns(ids_dtype: str, *, has_weights: bool = False) -> dict[str, str]:
     """Column names and MDS encodings of a row."""
     return {
         "input_ids": f"ndarray:{ids_dtype}",
         "loss_mask": "ndarray:uint8",
         "segment_lengths": "ndarray:uint32",
+        **({SEGMENT_WEIGHTS: "ndarray:float32"} if has_weights else {}),
         "task_id": "int",
     }
 
 
 def encode_sample(input_ids: np.ndarray, loss_mask: np.ndarray, segment_lengths: np.ndarray, task_id: int) -> bytes:
-    """The MDS sample of one row."""
+    """The MDS sample of one row without weights."""
     arrays = [encode_array(array) for array in (input_ids, loss_mask, segment_lengths)]
-    return struct.pack("<3I", *map(len, arrays)) + b"".join(arrays) + struct.pack("<q", task_id)
+    return SIZES.pack(*map(len, arrays)) + b"".join(arrays) + TASK_ID.pack(task_id)
+
+
+def with_weights(sample: bytes, weights: np.ndarray) -> bytes:
+    """A sample with one more column, the weight of each of its segments: (segments,) float32."""
+    array = encode_array(weights)
+    sizes = sample[: SIZES.size] + struct.pack("<I", len(array))
+    return sizes + sample[SIZES.size : -TASK_ID.size] + array + sample[-TASK_ID.size :]
+
+
+def num_segments_of(sample: bytes) -> int:
+    """How many segments a sample without weights has."""
+    ids_bytes, mask_bytes, _ = SIZES.unpack_from(sample)
+    begin = SIZES.size + ids_bytes + mask_bytes
+    return int(struct.unpack_from(LENGTH_FORMATS[sample[begin] & 3], sample, begin)[1])
 
 
 def encode_array(array: np.ndarray) -> bytes:

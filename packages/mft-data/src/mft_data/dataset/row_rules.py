@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mft_data.dataset.mds import SEGMENT_WEIGHTS
 from mft_data.dataset.shard_columns import read_arrays, read_ints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mft_data.dataset.shard_columns import Arrays, Shard
+    from mft_data.dataset.mds import SEGMENT_WEIGHTS
+from mft_data.dataset.shard_columns import Arrays, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Rows:
     loss_mask: Arrays
     segment_lengths: Arrays
     task_ids: np.ndarray  # (rows,) int64
+    segment_weights: Arrays | None  # where the dataset has them
 
     @property
     def counts(self) -> dict[str, int]:
@@ -49,7 +52,8 @@ def read_rows(shard: Shard) -> Rows:
     input_ids, loss_mask, segment_lengths = (
         read_arrays(shard, name) for name in ("input_ids", "loss_mask", "segment_lengths")
     )
-    return Rows(input_ids, loss_mask, segment_lengths, read_ints(shard, "task_id"))
+    weights = read_arrays(shard, SEGMENT_WEIGHTS) if SEGMENT_WEIGHTS in shard.encodings else None
+    return Rows(input_ids, loss_mask, segment_lengths, read_ints(shard, "task_id"), weights)
 
 
 def broken_rules(rows: Rows, limits: RowLimits) -> Iterator[tuple[str, np.ndarray]]:
@@ -73,6 +77,8 @@ def broken_rules(rows: Rows, limits: RowLimits) -> Iterator[tuple[str, np.ndarra
     for words, arrays, is_broken in value_checks:
         if is_broken.any():
             yield words, arrays.rows_of(np.flatnonzero(is_broken))
+    if rows.segment_weights is not None:
+        yield from broken_weights(rows.segment_weights, rows.segment_lengths)
     if (segment_sums(rows.segment_lengths) == rows.loss_mask.lengths).all():
         ends = np.cumsum(rows.segment_lengths.values, dtype=np.int64)
         # An empty segment, reported above, may begin past the last token.
@@ -80,6 +86,16 @@ def broken_rules(rows: Rows, limits: RowLimits) -> Iterator[tuple[str, np.ndarra
         supervised_firsts = firsts[rows.loss_mask.values[firsts] > 0]
         if len(supervised_firsts):
             yield "has a segment whose first token is supervised", rows.loss_mask.rows_of(supervised_firsts)
+
+
+def broken_weights(weights: Arrays, segment_lengths: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+    """Each rule on weights that some rows break, and these rows."""
+    is_other = weights.lengths != segment_lengths.lengths
+    if is_other.any():
+        yield "has another number of weights than of segments", np.flatnonzero(is_other)
+    is_no_weight = ~(np.isfinite(weights.values) & (weights.values > 0))
+    if is_no_weight.any():
+        yield "has a weight that is no positive number", weights.rows_of(np.flatnonzero(is_no_weight))
 
 
 def segment_sums(segment_lengths: Arrays) -> np.ndarray:

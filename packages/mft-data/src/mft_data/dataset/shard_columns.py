@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 INT_BYTES = 8
 LENGTH_DTYPES = ("u1", "<u2", "<u4", "<u8")
-ARRAY_DTYPES = {"ndarray:uint8": "u1", "ndarray:uint16": "<u2", "ndarray:uint32": "<u4"}
+ARRAY_DTYPES = {"ndarray:uint8": "u1", "ndarray:uint16": "<u2", "ndarray:uint32": "<u4", "ndarray:float32": "<f4"}
 
 
 class ShardError(ValueError):

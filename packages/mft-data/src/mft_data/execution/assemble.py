@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from mft_data.dataset.dataset_dir import REJECTS, write_manifest
-from mft_data.dataset.mds import ShardWriter, decode_sample, encode_sample
+from mft_data.dataset.mds import SEGMENT_WEIGHTS, ShardWriter, decode_sample, encode_sample, mds_columns, with_weights
 from mft_data.encoding.tokenizer import tokenizer_sha256
 from mft_data.errors import DataError
 from mft_data.execution import encode_chunk
@@ -62,6 +62,9 @@ def assemble_dataset(
     facts, sources = plan["manifest"], plan["sources"]
     chunks = [(folder, finished_chunk(folder)) for folder in folders.values()]
     check_sources(sources, chunks, surveys)
+    if any(result.has_weights for _, result in chunks):
+        ids_dtype = facts["columns"]["input_ids"].removeprefix("ndarray:")
+        facts |= {"features": [SEGMENT_WEIGHTS], "columns": mds_columns(ids_dtype, has_weights=True)}
     tasks = []
     for task_id, task in enumerate(plan["settings"]["tasks"]):
         own_sources = {position: source for position, source in enumerate(sources) if source["task"] == task}
@@ -171,7 +174,7 @@ def assemble_task(
     for path, result in chunks:
         places = moved_places(moved, result)
         for split in SPLITS:
-            for row, sample in enumerate(read_samples(path, split)):
+            for row, sample in enumerate(read_samples(path, split, has_weights=SEGMENT_WEIGHTS in columns)):
                 segments = {
                     segment for place_split, place_row, segment in places if (place_split, place_row) == (split, row)
                 }
@@ -222,17 +225,20 @@ def divide(sample: bytes, description: dict[str, Any], segments: set[int]) -> tu
     pieces = list(zip(np.split(columns["input_ids"], borders), np.split(columns["loss_mask"], borders), strict=True))
     kept = [segment for segment in range(len(lengths)) if segment not in segments]
     rows = [kept, *([segment] for segment in sorted(segments))]
-    encoded = [
-        encode_sample(
-            np.concatenate([pieces[segment][0] for segment in row]),
-            np.concatenate([pieces[segment][1] for segment in row]),
-            lengths[row],
-            columns["task_id"],
-        )
-        for row in rows
-        if row
-    ]
+    encoded = [part_of_row(columns, pieces, row) for row in rows if row]
     return (encoded[:1], encoded[1:]) if kept else ([], encoded)
+
+
+def part_of_row(columns: dict[str, Any], pieces: list[tuple[np.ndarray, np.ndarray]], segments: list[int]) -> bytes:
+    """The sample of some segments of a row, whose ids and masks are `pieces`."""
+    sample = encode_sample(
+        np.concatenate([pieces[segment][0] for segment in segments]),
+        np.concatenate([pieces[segment][1] for segment in segments]),
+        columns["segment_lengths"][segments],
+        columns["task_id"],
+    )
+    weights = columns.get(SEGMENT_WEIGHTS)
+    return sample if weights is None else with_weights(sample, weights[segments])
 
 
 def move_counts(

@@ -70,6 +70,7 @@ class ChunkResult:
     splits: dict[str, SplitCounts] = field(default_factory=lambda: {split: SplitCounts() for split in SPLITS})
     first_refusal: Refusal | None = None
     unused_fields: dict[str, int] = field(default_factory=dict)
+    has_weights: bool = False  # other than 1
     smallest: Extreme | None = None
     largest: Extreme | None = None
 
@@ -101,6 +102,7 @@ def result_from(document: dict[str, Any]) -> ChunkResult:
         splits={split: SplitCounts(**entry) for split, entry in document["splits"].items()},
         first_refusal=refusal and Refusal(*refusal),
         unused_fields=document["unused_fields"],
+        has_weights=document["has_weights"],
         smallest=extreme(document["smallest"]),
         largest=extreme(document["largest"]),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 
+from mft_data.dataset.mds import num_segments_of, with_weights
 from mft_data.encoding.encoder import EncodedBatch
 from mft_data.errors import DataError
 from mft_data.execution.chunk_result import ChunkResult, Counts, Extreme, SpanFacts, SplitCounts
@@ -31,6 +33,15 @@ WINDOW_TOKENS = 1 << 25
 REJECTS = "rejects.jsonl"
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Encoded conversations that go into rows."""
+
+    encoded: EncodedBatch
+    hashes: np.ndarray  # (conversations,) uint64
+    weights: np.ndarray  # (conversations,) float32
+
+
 def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndarray | None, out: Path) -> ChunkResult:
     """Encodes the chunk into the folder `out`; raises DataError.
 
@@ -41,7 +52,7 @@ def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndar
     with ChunkFiles(out) as files:
         window = Window(work, chunk, files, result)
         for batch in batches(read_chunk(work, chunk, tally, encoder.render)):
-            window.add(*encode_batch(work, encoder, chunk, batch, is_dropped, result.counts))
+            window.add(encode_batch(work, encoder, chunk, batch, is_dropped, result.counts))
         window.flush()
     result.counts.read, result.counts.rejected = tally.read, len(tally.refusals)
     result.unused_fields = dict(tally.unused_fields)
@@ -77,8 +88,8 @@ def num_characters_of(record: Record) -> int:
 
 def encode_batch(
     work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record], is_dropped: np.ndarray | None, counts: Counts
-) -> tuple[EncodedBatch | None, np.ndarray]:
-    """The encoded conversations of a batch that are kept, None if none is, and their hashes; adds to `counts`."""
+) -> Kept | None:
+    """The conversations of a batch that are kept, None if none is; adds to `counts`."""
     if is_dropped is not None:
         kept = [record for record in batch if not is_dropped[record.number]]
         counts.duplicates += len(batch) - len(kept)
@@ -92,9 +103,10 @@ def encode_batch(
             batch = [record for record, flag in zip(batch, flags, strict=True) if not flag]
     batch = without_endless(work, encoder, chunk, batch, counts)
     if not batch:
-        return None, np.empty(0, np.uint64)
+        return None
     encoded = encoder.encode_rendered([record.stretches for record in batch])
     hashes = leading_bits(b"".join(record.digest for record in batch))
+    weights = np.array([record.weight for record in batch], np.float32)
     is_overlong = encoded.lengths > work.seq_length
     if is_overlong.any():
         if work.overlong == "error":
@@ -103,8 +115,8 @@ def encode_batch(
         encoded, is_kept = OVERLONG[work.overlong](encoded, work.seq_length)
         counts.overlong_dropped += int((~is_kept).sum())
         counts.overlong_truncated += int((is_overlong & is_kept).sum())
-        hashes = hashes[is_kept]
-    return encoded, hashes
+        hashes, weights = hashes[is_kept], weights[is_kept]
+    return Kept(encoded, hashes, weights) if len(hashes) else None
 
 
 def without_endless(work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record], counts: Counts) -> list[Record]:
@@ -147,17 +159,15 @@ class Window:
 
     def start(self) -> None:
         """Begins an empty window."""
-        self.batches: list[EncodedBatch] = []
-        self.hashes: list[np.ndarray] = []
+        self.batches: list[Kept] = []
         self.num_tokens = 0
 
-    def add(self, encoded: EncodedBatch | None, hashes: np.ndarray) -> None:
+    def add(self, kept: Kept | None) -> None:
         """Takes a batch in; a full window is packed."""
-        if encoded is None or not len(hashes):
+        if kept is None:
             return
-        self.batches.append(encoded)
-        self.hashes.append(hashes)
-        self.num_tokens += len(encoded.input_ids)
+        self.batches.append(kept)
+        self.num_tokens += len(kept.encoded.input_ids)
         if self.num_tokens >= WINDOW_TOKENS:
             self.flush()
 
@@ -167,11 +177,13 @@ class Window:
             return
         work, source = self.work, self.work.sources[self.chunk.task]
         encoded = EncodedBatch(
-            np.concatenate([batch.input_ids for batch in self.batches]),
-            np.concatenate([batch.loss_mask for batch in self.batches]),
-            np.concatenate([batch.lengths for batch in self.batches]),
+            np.concatenate([batch.encoded.input_ids for batch in self.batches]),
+            np.concatenate([batch.encoded.loss_mask for batch in self.batches]),
+            np.concatenate([batch.encoded.lengths for batch in self.batches]),
         )
-        hashes = np.concatenate(self.hashes)
+        hashes = np.concatenate([batch.hashes for batch in self.batches])
+        weights = np.concatenate([batch.weights for batch in self.batches])
+        self.result.has_weights |= bool((weights != 1).any())
         if source.split is None:
             is_validation = held_out(hashes, work.validation_fraction)
         else:
@@ -186,7 +198,8 @@ class Window:
             packed[split] = [positions[row].tolist() for row in rows]
         self.note_extremes(hashes, packed)
         for split, rows in packed.items():
-            self.files.write(split, encode_rows(encoded, rows, work.task_ids[self.chunk.task]))
+            order = [position for row in rows for position in row]
+            self.files.write(split, encode_rows(encoded, rows, work.task_ids[self.chunk.task]), weights[order])
             tokens = np.repeat(is_validation == (split == "validation"), encoded.lengths)
             num_tokens, num_supervised = int(tokens.sum()), int(encoded.loss_mask[tokens].sum())
             self.result.splits[split].add(SplitCounts(sum(map(len, rows)), len(rows), num_tokens, num_supervised))
@@ -213,7 +226,10 @@ class Window:
 
 
 class ChunkFiles:
-    """The row files of a chunk being written: for each split the samples end to end, and the size of each."""
+    """The row files of a chunk being written: for each split the samples end to end, the size of each, and the weights.
+
+    The samples have no weights in them yet: whether the dataset's have any is known when all chunks are done.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -221,21 +237,30 @@ class ChunkFiles:
     def __enter__(self) -> ChunkFiles:
         self.samples = {split: (self.out / f"{split}.samples").open("wb") for split in SPLITS}
         self.sizes = {split: (self.out / f"{split}.sizes").open("wb") for split in SPLITS}
+        self.weights = {split: (self.out / f"{split}.weights").open("wb") for split in SPLITS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in (*self.samples.values(), *self.sizes.values()):
+        for handle in (*self.samples.values(), *self.sizes.values(), *self.weights.values()):
             handle.close()
 
-    def write(self, split: str, samples: Iterable[bytes]) -> None:
-        """Appends samples."""
+    def write(self, split: str, samples: Iterable[bytes], weights: np.ndarray) -> None:
+        """Appends samples, and the weights of all their conversations."""
         sizes = [self.samples[split].write(sample) for sample in samples]
         self.sizes[split].write(np.array(sizes, np.uint32).tobytes())
+        self.weights[split].write(weights.tobytes())
 
 
-def read_samples(chunk_dir: Path, split: str) -> Iterable[bytes]:
-    """The samples of a finished chunk."""
+def read_samples(chunk_dir: Path, split: str, *, has_weights: bool) -> Iterator[bytes]:
+    """The samples of a finished chunk, with their weights if asked for."""
     sizes = np.fromfile(chunk_dir / f"{split}.sizes", np.uint32).tolist()
+    weights = np.fromfile(chunk_dir / f"{split}.weights", np.float32)
+    done = 0
     with (chunk_dir / f"{split}.samples").open("rb") as handle:
         for size in sizes:
-            yield handle.read(size)
+            sample = handle.read(size)
+            if has_weights:
+                num_segments = num_segments_of(sample)
+                sample = with_weights(sample, weights[done : done + num_segments])
+                done += num_segments
+            yield sample

@@ -94,7 +94,7 @@ def is_left_out(work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record])
     alone = replace(work, problem_ngrams=None)
     for position, record in enumerate(batch):
         if not flags[position] and may_be_overlong(work, record):
-            flags[position] = not len(encode_batch(alone, encoder, chunk, [record], None, Counts())[1])
+            flags[position] = encode_batch(alone, encoder, chunk, [record], None, Counts()) is None
     return flags
 
 

@@ -81,6 +81,7 @@ class Record(NamedTuple):
     line: int  # from 1 at the span's start
     conversation: Conversation
     digest: bytes
+    weight: float
     stretches: list[Stretch]  # as the template renders it
 
 
@@ -98,7 +99,7 @@ def read_chunk(
         for line_number, line in lines:
             tally.read += 1
             try:
-                conversation, unused_fields = parse_line(line, record_format)
+                conversation, weight, unused_fields = parse_line(line, record_format)
                 if unused_fields:
                     tally.add_unused(unused_fields, is_strict=work.is_strict)
                 stretches = render(conversation)
@@ -109,7 +110,8 @@ def read_chunk(
                 tally.refusals.append(Refusal(span_number, line_number, error.reason))
                 continue
             number += 1
-            yield Record(number, span_number, line_number, conversation, conversation_digest(conversation), stretches)
+            digest = conversation_digest(conversation)
+            yield Record(number, span_number, line_number, conversation, digest, weight, stretches)
         tally.num_lines.append(lines.num_lines)
         tally.digests.append(lines.digest)
 

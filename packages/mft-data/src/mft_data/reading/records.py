@@ -17,6 +17,8 @@ from mft_data.reading.lines import read_lines
 from mft_data.reading.shapes import detect_format, parse_conversation, unused_fields
 
 SAMPLE_LINES = 100
+# Of a record: what float32 holds with room for sums.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 SPACED_COLON = re.compile(rb'"\s+:')
 
 
@@ -81,9 +83,10 @@ def file_format(path: Path) -> str | None:
 
 
 class ParsedRecord(NamedTuple):
-    """What a line says, and the names of fields with something in them that do not matter to it."""
+    """What a line says, how much it weighs in the loss, and the names of fields that do not matter to either."""
 
     conversation: Conversation
+    weight: float
     unused_fields: list[str]
 
 
@@ -91,7 +94,20 @@ def parse_line(line: bytes, record_format: str | None) -> ParsedRecord:
     """The conversation on a line of a file of this shape; raises RecordError."""
     record = parse_json(line)
     record_format = record_format or detect_format(record)
-    return ParsedRecord(parse_conversation(record, record_format), list(unused_fields(record, record_format)))
+    conversation = parse_conversation(record, record_format)
+    return ParsedRecord(conversation, record_weight(record), list(unused_fields(record, record_format)))
+
+
+def record_weight(record: dict[str, Any]) -> float:
+    """The `weight` of a record, 1 without one; raises RecordError unless it is a positive number."""
+    weight = record.get("weight")
+    if weight is None:
+        return 1.0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise RecordError(
+            f'field "weight" is no number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}', fix="leave out what has no weight"
+        )
+    return float(weight)
 
 
 def parse_json(line: bytes) -> Any:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROUNDS_FORMATS = ("chat_rounds", "messages", "conversations")
-# Say which record it is, and nothing that a model could learn.
-NAMING_FIELDS = {"id", "data_name"}
+# Say which record it is, or how much it weighs, whatever its shape.
+COMMON_FIELDS = {"id", "data_name", "weight"}
 ROUND_FIELDS = {"role", "content", "from", "value", "train", "weight"}
 
 
@@ -75,7 +75,7 @@ def used_fields(record_format: str) -> set[str]:
     return names | {*SYSTEM_FIELDS, "context", "history"} | ({"input"} if "instruction" in names else set())
 
 
-USED_FIELDS = {name: used_fields(name) | NAMING_FIELDS for name in RECORD_FORMATS}
+USED_FIELDS = {name: used_fields(name) | COMMON_FIELDS for name in RECORD_FORMATS}
 
 
 def unused_fields(record: dict[str, Any], record_format: str) -> Iterator[str]:

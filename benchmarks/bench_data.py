@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mft_data.dataset.output import FolderOutput
 from mft_data.encoding.encoder import make_encoder
 from mft_data.encoding.special_tokens import plain_config, renamed_config
 from mft_data.execution.plan import BuildOptions, all_sources, make_plan
+from mft_data.filters.duplicates import NUM_HASHES, Duplicates
 from mft_data.reading.records import MaxRejects, parse_line
 
 SEQ_LENGTH = 2048
@@ -235,3 +237,57 @@ def test_reading(benchmark, large, base_model, tmp_path, report, epochs):
 
     benchmark.pedantic(both, rounds=epochs)
     report("rows read back / streaming's own", f"{min(seconds['theirs']) / min(seconds['ours']):.2f}", "at least 0.9")
+
+
+@pytest.mark.parametrize("percent", [2])
+def test_rejects(benchmark, large, base_model, tmp_path, report, percent):
+    """A build of which some records in a hundred are refused, against the same without them, turn about."""
+    for source in large:
+        bad = tmp_path / "bad" / Path(source).name
+        bad.mkdir(parents=True)
+        for path in Path(source).iterdir():
+            lines = path.read_bytes().splitlines(keepends=True)
+            step = 100 // percent
+            lines = [b'{"chat_rounds": 3}\n' * (number % step == 0) + line for number, line in enumerate(lines)]
+            (bad / path.name).write_bytes(b"".join(lines))
+    options = replace(options_for(base_model), max_rejects=MaxRejects(count=None, percent=2 * percent))
+    run = RunOptions(num_workers=WORKERS, is_overwrite=True)
+    clean_seconds = []
+
+    def build_clean():
+        start = time.perf_counter()
+        build(large, FolderOutput(tmp_path / "clean"), options, run)
+        clean_seconds.append(time.perf_counter() - start)
+
+    bad_sources = [str(tmp_path / "bad" / Path(source).name) for source in large]
+    benchmark.pedantic(
+        lambda: build(bad_sources, FolderOutput(tmp_path / "refused"), options, run),
+        setup=build_clean,
+        rounds=3,
+        warmup_rounds=1,
+    )
+    ratio = benchmark.stats.stats.min / min(clean_seconds)
+    report(f"build with {percent} % refused / without", f"{ratio:.2f}", "at most 1.05")
+
+
+@pytest.mark.parametrize("num_conversations", [200_000])
+def test_near_duplicates_of_templated_prompts(benchmark, report, num_conversations):
+    """Signatures of one long prompt with small parts of their own, found and taken in one after the other."""
+    generator = np.random.default_rng(0)
+    values = np.tile(np.arange(NUM_HASHES, dtype=np.uint32), (num_conversations, 1))
+    own = generator.random(values.shape) < 0.3
+    values[own] = generator.integers(0, 2**32, own.sum(), dtype=np.uint32)
+    digests = np.arange(2 * num_conversations, dtype=np.uint64).reshape(-1, 2)
+    seconds = []
+
+    def find():
+        duplicates = Duplicates("near")
+        for first in range(0, num_conversations, num_conversations // 10):
+            start = time.perf_counter()
+            last = first + num_conversations // 10
+            duplicates.is_duplicate(digests[first:last], values[first:last])
+            seconds.append(time.perf_counter() - start)
+
+    benchmark.pedantic(find, rounds=1)
+    report("near-duplicates, templated, conversations/s", f"{num_conversations / sum(seconds):,.0f}")
+    report("its last tenth / its second", f"{seconds[-1] / seconds[1]:.2f}", "at most 2")

@@ -64,6 +64,13 @@ def test_a_percentage_ends_the_build_when_it_cannot_hold_any_more(run, tmp_path,
     assert stopped_after < len(chunks) - stopped_after
 
 
+def test_a_last_line_without_an_end_is_a_record_too(run, tmp_path, helpers):
+    write(tmp_path / "t.jsonl", [{}, helpers.record(1)])
+    (tmp_path / "t.jsonl").write_bytes((tmp_path / "t.jsonl").read_bytes().rstrip(b"\n"))
+    run("out", "--max-rejects", "50%")
+    run("out2", "--max-rejects", "49%", exit_code=1)
+
+
 @pytest.mark.parametrize(("allowed", "exit_code"), [("6", 0), ("5", 1), ("0.9%", 1), ("50%", 0)])
 def test_join_applies_the_limit_to_all_parts_together(run, tmp_path, helpers, allowed, exit_code):
     write(tmp_path / "t.jsonl", [{} if number % 100 == 5 else helpers.record(number) for number in range(600)])

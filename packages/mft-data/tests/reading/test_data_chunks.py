@@ -35,6 +35,7 @@ def test_spans_hold_every_line_once_with_its_number(tmp_path_factory, lines, dat
     if content:
         survey = survey_file(path, len(content), cuts[:-1])
         assert survey.digests == digests
+        assert survey.num_lines == num_lines
         assert survey.sha256 == hashlib.sha256(content).hexdigest()
     expected = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     assert [(number, line.removesuffix(b"\n")) for number, line in whole] == expected

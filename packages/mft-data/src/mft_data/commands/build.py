@@ -17,7 +17,13 @@ from mft_data.encoding.encoder import make_encoder
 from mft_data.encoding.tokenizer import save_tokenizer
 from mft_data.errors import DataError
 from mft_data.execution.assemble import assemble_dataset
-from mft_data.execution.chunk_store import finish_chunk, remove_unfinished, stored_chunks, write_num_pieces
+from mft_data.execution.chunk_store import (
+    changed_path,
+    finish_chunk,
+    remove_unfinished,
+    stored_chunks,
+    write_num_pieces,
+)
 from mft_data.execution.engines import started_engine
 from mft_data.execution.find_duplicates import find_duplicates
 from mft_data.execution.plan import all_sources, make_plan, usable_cores
@@ -179,7 +185,7 @@ def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, repeats: Repeats
         result = finish_chunk(work, encoder, chunk, repeats and repeats.flags, chunks_dir)
     finally:
         gc.enable()
-    for span, digest in zip(result.spans, repeats.line_digests if repeats else (), strict=False):
-        if span.digest != digest:
-            raise changed_file(str(work.sources[chunk.task].files[span.file].path))
+    now = [span.digest for span in result.spans]
+    if repeats and repeats.line_digests != now:
+        raise changed_file(changed_path(work, chunk, repeats.line_digests, now))
     return result

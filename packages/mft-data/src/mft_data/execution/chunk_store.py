@@ -7,6 +7,7 @@ been read to its end: how many pieces it has.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -70,13 +71,20 @@ def finish_chunk(
 
 def check_unchanged(work: Work, chunk: Chunk, finished: ChunkResult) -> None:
     """Raises DataError if the lines of a finished chunk are not those of its files now."""
-    for span, facts, digest in zip(chunk.spans, finished.spans, digest_chunk(work, chunk), strict=True):
-        if facts.digest != digest:
-            raise DataError(
-                "the file has changed since the unfinished build read it",
-                where=str(work.sources[chunk.task].files[span.file].path),
-                fix="put the old file back, or build anew with --overwrite",
-            )
+    then, now = [facts.digest for facts in finished.spans], digest_chunk(work, chunk)
+    if then != now:
+        raise DataError(
+            "the file has changed since the unfinished build read it",
+            where=changed_path(work, chunk, then, now),
+            fix="put the old file back, or build anew with --overwrite",
+        )
+
+
+def changed_path(work: Work, chunk: Chunk, then: list[str], now: list[str]) -> str:
+    """The file of a chunk whose lines had these digests then, and have others now."""
+    # A compressed file that was edited can have other spans in a piece, too.
+    first = next((number for number, pair in enumerate(zip(then, now, strict=False)) if pair[0] != pair[1]), -1)
+    return str(work.sources[chunk.task].files[chunk.spans[first].file].path)
 
 
 def remove_unfinished(chunks_dir: Path) -> None:
@@ -97,9 +105,10 @@ def stored_chunks(chunks_dir: Path) -> dict[tuple[int, int], Path]:
         index, _, piece = path.name.partition(".")
         if index.isdecimal() and piece.isdecimal() and (path / RESULT).is_file():
             folders[int(index), int(piece)] = path
-    for index in {index for index, _ in folders}:
+    for index, num_found in Counter(index for index, _ in folders).items():
         record = chunks_dir / f"{index:06}.json"
         num_pieces = orjson.loads(record.read_bytes()) if record.is_file() else 1
-        if any((index, piece) not in folders for piece in range(num_pieces)):
-            raise DataError(f"a piece of chunk {index} is missing", where=str(chunks_dir), fix="build it anew")
+        if num_found != num_pieces:
+            what = f"chunk {index} has {num_found} pieces instead of {num_pieces}"
+            raise DataError(what, where=str(chunks_dir), fix="build it anew with --overwrite")
     return dict(sorted(folders.items()))

@@ -17,6 +17,7 @@ from mft_data.reading.lines import read_lines
 from mft_data.reading.shapes import detect_format, parse_conversation, unused_fields
 
 SAMPLE_LINES = 100
+CONTAINERS = (dict, list)
 # Of a record: what float32 holds with room for sums.
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 SPACED_COLON = re.compile(rb'"\s+:')
@@ -120,12 +121,19 @@ def parse_json(line: bytes) -> Any:
         except UnicodeDecodeError as invalid:
             raise RecordError(f"the line is not UTF-8 ({invalid.reason}, at byte {invalid.start + 1})") from error
         raise RecordError(f"the line is not JSON ({error.msg}, at character {error.pos + 1})") from error
-    if num_colons(line) != num_members(value):
+    num = num_members(value)
+    if line.count(b'":') != num or has_spaced_colon(line):
+        check_repeats(line, num)
+    return value
+
+
+def check_repeats(line: bytes, num: int) -> None:
+    """Raises RecordError if an object in a valid JSON text has a key twice; `num` counts members without repeats."""
+    if num_colons(line) != num:
         try:
             json.loads(line, object_pairs_hook=without_repeats)
         except RecursionError as error:
             raise RecordError("the line is nested too deeply") from error
-    return value
 
 
 def num_colons(line: bytes) -> int:
@@ -133,9 +141,14 @@ def num_colons(line: bytes) -> int:
 
     A colon after a quote that no backslash makes part of a string ends a key, or begins a string.
     """
-    if b'\\\\":' in line or (b" :" in line and SPACED_COLON.search(line)) or b"\t:" in line or b"\r:" in line:
+    if b'\\\\":' in line or has_spaced_colon(line):
         return -1
     return line.count(b'":') - line.count(b'\\":')
+
+
+def has_spaced_colon(line: bytes) -> bool:
+    """Whether white space stands between a key and its colon, or seems to."""
+    return (b" :" in line and bool(SPACED_COLON.search(line))) or b"\t" in line or b"\r" in line[:-2]
 
 
 def num_members(value: Any) -> int:
@@ -143,11 +156,12 @@ def num_members(value: Any) -> int:
     num, pending = 0, [value]
     while pending:
         inner = pending.pop()
-        if isinstance(inner, dict):
+        if type(inner) is dict:
             num += len(inner)
-            pending += [entry for entry in inner.values() if isinstance(entry, dict | list)]
-        elif isinstance(inner, list):
-            pending += [entry for entry in inner if isinstance(entry, dict | list)]
+            inner = inner.values()
+        elif type(inner) is not list:
+            continue
+        pending += [entry for entry in inner if type(entry) in CONTAINERS]
     return num
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mft_data.errors import RecordError
@@ -45,14 +46,20 @@ def parse_turn(entry: Any, number: int) -> Turn:
     if role is None:
         raise RecordError(f"unknown role {quoted(given_role)} in {where}", fix=role_fix(given_role))
     is_supervised = role == "bot"
-    for field, parse in (("train", train_flag), ("weight", message_weight)):
-        if field in entry:
-            if role != "bot":
-                raise RecordError(f'{where} is a {given_role} turn with "{field}"', fix="only bot turns are trained on")
-            is_supervised = is_supervised and parse(entry[field], where)
+    if "train" in entry or "weight" in entry:
+        is_supervised = is_trained_on(entry, role, given_role, where)
     if role == "bot" and not content.strip():
         raise RecordError(f"{where} is a bot turn without content")
     return Turn(role, content, is_supervised)
+
+
+def is_trained_on(entry: dict[str, Any], role: str, given_role: str, where: str) -> bool:
+    """What a round's `train` and `weight` say; raises RecordError if it is no bot turn, or they are no flags."""
+    flags = {field: parse(entry[field], where) for field, parse in FLAGS.items() if field in entry}
+    if role != "bot":
+        field = next(iter(flags))
+        raise RecordError(f'{where} is a {given_role} turn with "{field}"', fix="only bot turns are trained on")
+    return all(flags.values())
 
 
 def content_of(entry: dict[str, Any], field: str, where: str) -> str:
@@ -81,3 +88,7 @@ def message_weight(value: Any, where: str) -> bool:
     if isinstance(value, bool) or value not in (0, 1):
         raise RecordError(f'"weight" of {where} is neither 0 nor 1', fix="weigh whole records")
     return bool(value)
+
+
+# What a bot turn can say of being trained on.
+FLAGS: dict[str, Callable[[Any, str], bool]] = {"train": train_flag, "weight": message_weight}

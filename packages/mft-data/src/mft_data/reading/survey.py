@@ -31,10 +31,12 @@ def survey_file(path: Path, size_bytes: int, starts: Sequence[int]) -> FileSurve
     """
     whole, span, digests = hashlib.sha256(), new_digest(), []
     num_lines = position = 0
+    is_line_open = False
     cuts = list(starts[1:])
     for block in blocks(path, size_bytes):
         whole.update(block)
         num_lines += block.count(b"\n")
+        is_line_open = not block.endswith(b"\n")
         done = 0
         # A span begins with the line after the first newline at or behind the byte before its start.
         while cuts and (newline := block.find(b"\n", max(cuts[0] - 1 - position, 0))) >= 0:
@@ -46,7 +48,7 @@ def survey_file(path: Path, size_bytes: int, starts: Sequence[int]) -> FileSurve
         position += len(block)
     digests.append(span.hexdigest())
     digests += [new_digest().hexdigest() for _ in cuts]
-    return FileSurvey(whole.hexdigest(), num_lines, digests)
+    return FileSurvey(whole.hexdigest(), num_lines + is_line_open, digests)
 
 
 def blocks(path: Path, size_bytes: int) -> Iterator[bytes]:

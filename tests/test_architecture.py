@@ -20,6 +20,7 @@ ORDER = {
         "display",
         "execution",
         "commands",
+        "option_values",
         "cli",
     ],
     "mft_eval": [

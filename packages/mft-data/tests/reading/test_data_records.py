@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_data.cli import parse_record_format
 from mft_data.errors import DataError, RecordError
+from mft_data.option_values import parse_record_format
 from mft_data.reading.conversation import Turn
 from mft_data.reading.lines import read_lines
 from mft_data.reading.pairs import ANSWER_FIELDS, QUESTION_FIELDS

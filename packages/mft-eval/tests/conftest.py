@@ -1,7 +1,7 @@
 import pytest
 
-from mft_eval.judging import Judgement, Limits, ProgramJudge, find_bwrap
-from mft_eval.problems import Problem
+from mft_eval.judging.program_judge import Judgement, Limits, ProgramJudge, find_bwrap
+from mft_eval.problems.reading import Problem
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,8 @@ def problems(problems: str, style: str) -> None:
     """Write the prompts of a benchmark (humaneval) or of a problems FILE to stdout, as JSONL."""
     import orjson
 
-    from mft_eval.problems import read_problems
-    from mft_eval.prompts import STYLES
+    from mft_eval.problems.prompts import STYLES
+    from mft_eval.problems.reading import read_problems
 
     prompts = [STYLES[style](problem) for problem in read_problems(problems).problems]
     _write_stdout(b"".join(orjson.dumps(prompt, option=orjson.OPT_APPEND_NEWLINE) for prompt in prompts))
@@ -80,9 +80,9 @@ def score(
     overwrite: bool,
 ) -> None:
     """Judge GENERATIONS (JSONL, - for stdin) in a sandbox and write the results JSON to OUT (- for stdout)."""
-    from mft_eval.judging import Limits
-    from mft_eval.results import check_output, encode_results, write_file
-    from mft_eval.score import score as score_generations
+    from mft_eval.commands.score import score as score_generations
+    from mft_eval.judging.program_judge import Limits
+    from mft_eval.scoring.results import check_output, encode_results, write_file
 
     check_output(out, overwrite=overwrite)
     results = score_generations(

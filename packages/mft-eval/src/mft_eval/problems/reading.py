@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from mft_eval.errors import EvalError
-from mft_eval.program import preamble_of
+from mft_eval.generations.extraction import preamble_of
 
 SHAPES = (
     "HumanEval's (task_id, prompt, entry_point, test, canonical_solution), "

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_eval.pass_at_k import estimate_pass_at_k, mean_pass_at_k
+from mft_eval.scoring.pass_at_k import estimate_pass_at_k, mean_pass_at_k
 
 
 @pytest.mark.parametrize(

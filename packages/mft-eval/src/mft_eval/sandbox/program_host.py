@@ -11,8 +11,8 @@ import sys
 import types
 from typing import Any
 
-from mft_eval.channel import read_exactly, read_frame, write_frame
-from mft_eval.codec import CannotCrossError, TooLargeError, contents, decode, encode
+from mft_eval.wire.channel import read_exactly, read_frame, write_frame
+from mft_eval.wire.codec import CannotCrossError, TooLargeError, contents, decode, encode
 
 READY = b"ready"
 NONCE_BYTES = 32

@@ -4,14 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-from mft_eval.program_host import TMPFS_BYTES
+from mft_eval.sandbox.program_host import TMPFS_BYTES
 
 # Python without site-packages, user site, the working directory on its path, or bytecode written.
 PYTHON_FLAGS = ("-s", "-P", "-S", "-B")
 _UNPRIVILEGED_ID = 65534
 _PACKAGE_PARENT = "/opt/judge"
 _BWRAP_DIR = "/opt/bubblewrap"
-_HOST = "import sys; sys.path.append({!r}); from mft_eval.program_host import main; main()"
+_HOST = "import sys; sys.path.append({!r}); from mft_eval.sandbox.program_host import main; main()"
 _DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
 
 
@@ -69,7 +69,7 @@ def _mounts() -> dict[str, str]:
     for prefix in (sys.base_prefix, sys.base_exec_prefix):
         if not any(Path(prefix).is_relative_to(mount) for mount in mounts):
             mounts[prefix] = prefix
-    mounts[f"{_PACKAGE_PARENT}/mft_eval"] = str(Path(__file__).parent)
+    mounts[f"{_PACKAGE_PARENT}/mft_eval"] = str(Path(__file__).parent.parent)
     return mounts
 
 

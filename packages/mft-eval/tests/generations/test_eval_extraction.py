@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_eval.program import cut_at_top_level, defines, extract_program, fenced_blocks, preamble_of
+from mft_eval.generations.extraction import cut_at_top_level, defines, extract_program, fenced_blocks, preamble_of
 
 PROMPT = '''from typing import List
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mft_eval.errors import EvalError
-from mft_eval.judge import START_SECONDS, STARTED
-from mft_eval.problems import Problem
-from mft_eval.sandbox import PYTHON_FLAGS
+from mft_eval.judging.judge import START_SECONDS, STARTED
+from mft_eval.problems.reading import Problem
+from mft_eval.sandbox.bubblewrap import PYTHON_FLAGS
 
 VERDICTS = ("passed", "wrong", "exception", "timeout", "out-of-memory", "killed", "refused", "harness-error")
-_JUDGE = "import sys; sys.path.append({!r}); from mft_eval.judge import main; main()"
+_JUDGE = "import sys; sys.path.append({!r}); from mft_eval.judging.judge import main; main()"
 _CLEAN_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
 
 
@@ -95,7 +95,7 @@ def _run_judge(problem: Problem, program: str, mode: str, limits: Limits, bwrap_
         "names": problem.names,
         "test": problem.test,
     }
-    code = _JUDGE.format(str(Path(__file__).parent.parent))
+    code = _JUDGE.format(str(Path(__file__).parents[2]))
     judge = subprocess.Popen(
         [sys.executable, *PYTHON_FLAGS, "-c", code],
         stdin=subprocess.PIPE,

@@ -3,7 +3,7 @@
 import os
 import struct
 
-from mft_eval.codec import MAX_PAYLOAD_BYTES, GarbageError
+from mft_eval.wire.codec import MAX_PAYLOAD_BYTES, GarbageError
 
 _LENGTH = struct.Struct("<I")
 # A frame is a payload and a few words around it.

@@ -2,8 +2,8 @@ import textwrap
 
 import pytest
 
-from mft_eval.judging import Limits, ProgramJudge, check_sandbox, find_bwrap
-from mft_eval.problems import Problem
+from mft_eval.judging.program_judge import Limits, ProgramJudge, check_sandbox, find_bwrap
+from mft_eval.problems.reading import Problem
 
 TEST = "assert f(2) == 4\nassert f(3) == 9\n"
 SQUARE = "def f(x):\n    return x * x\n"

@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 
 from mft_eval.errors import EvalError
-from mft_eval.generations import Generations
-from mft_eval.judging import VERDICTS, Judgement, Limits
-from mft_eval.pass_at_k import mean_pass_at_k
-from mft_eval.problems import ProblemSet
+from mft_eval.generations.reading import Generations
+from mft_eval.judging.program_judge import VERDICTS, Judgement, Limits
+from mft_eval.problems.reading import ProblemSet
+from mft_eval.scoring.pass_at_k import mean_pass_at_k
 
 
 def make_results(

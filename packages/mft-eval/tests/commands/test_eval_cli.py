@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from mft_eval.cli import main
-from mft_eval.problems import read_problems
+from mft_eval.problems.reading import read_problems
 
-PACKAGE_DIR = Path(__file__).parent.parent
+PACKAGE_DIR = Path(__file__).parents[2]
 
 
 def run(*arguments, stdin=None):

@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from mft_eval.errors import EvalError
-from mft_eval.generations import Generations, read_generations
-from mft_eval.judging import Judgement, Limits, ProgramJudge, check_sandbox, find_bwrap
-from mft_eval.problems import Problem, ProblemSet, read_problems
-from mft_eval.program import extract_program
-from mft_eval.results import make_results
+from mft_eval.generations.extraction import extract_program
+from mft_eval.generations.reading import Generations, read_generations
+from mft_eval.judging.program_judge import Judgement, Limits, ProgramJudge, check_sandbox, find_bwrap
+from mft_eval.problems.reading import Problem, ProblemSet, read_problems
+from mft_eval.scoring.results import make_results
 
 DEFAULT_KS = (1, 10, 100)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_eval.channel import read_exactly, read_frame, write_frame
-from mft_eval.codec import (
+from mft_eval.wire.channel import read_exactly, read_frame, write_frame
+from mft_eval.wire.codec import (
     MAX_DEPTH,
     CannotCrossError,
     GarbageError,

@@ -1,16 +1,46 @@
 import pytest
 
-from mft_eval.judging.program_judge import Judgement, Limits, ProgramJudge, find_bwrap
-from mft_eval.problems.reading import Problem
+from mft_eval.generations.extraction import preamble_of
+from mft_eval.judging.gate import rule
+from mft_eval.judging.judgement import Judgement, Limits
+from mft_eval.judging.pool import JudgePool
+from mft_eval.judging.requests import make_request, read_outcome
+from mft_eval.problems.problem import Problem, PythonTest
+from mft_eval.sandbox.bubblewrap import find_bwrap
+
+LIMITS = Limits(timeout_seconds=2, memory_mb=256)
 
 
 @pytest.fixture(scope="session")
-def judge():
-    """Judges a program that should define `f` against a test; `reference` decides what may run inside."""
-    program_judge = ProgramJudge(find_bwrap(), Limits(timeout_seconds=3, memory_mb=256))
+def pool():
+    """One server of judgements."""
+    with JudgePool(find_bwrap(), 1) as judges:
+        yield judges
 
-    def run(program: str, test: str, *, reference: str = "def f(*a): return None\n", prompt: str = "") -> Judgement:
-        problem = Problem(f"{reference}{test}", (), prompt, "f", test, reference)
-        return program_judge.judge(problem, program)
+
+@pytest.fixture(scope="session")
+def judge_problem(pool):
+    """Judges a program against a problem, as the problem's reference rules."""
+    rulings = {}
+
+    def run(problem: Problem, program: str, limits: Limits = LIMITS) -> Judgement:
+        key = (problem.test, problem.reference)
+        if key not in rulings:
+            rulings[key] = rule([problem], pool, limits, lambda _: None)[problem.problem_id]
+        ruling = rulings[key]
+        assert not ruling.fault, ruling.fault
+        ((_, outcome),) = pool.judge_all([("sample", make_request(problem, program, ruling, limits))])
+        return read_outcome(outcome, problem, ruling)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def judge(judge_problem):
+    """Judges a program that should define `f` against a test; without a `reference` no gate rules how."""
+
+    def run(program: str, test: str, *, reference: str = "", prompt: str = "") -> Judgement:
+        check = PythonTest("f", test, preamble_of(prompt, "f"))
+        return judge_problem(Problem("p", (), prompt, check, reference), program)
 
     return run

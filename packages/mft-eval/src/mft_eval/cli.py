@@ -15,6 +15,7 @@ class _CommaSeparatedCounts(click.ParamType):
     name = "counts"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The counts; fails for anything else."""
         if isinstance(value, tuple):
             return value
         try:
@@ -24,6 +25,21 @@ class _CommaSeparatedCounts(click.ParamType):
         if counts[0] < 1:
             self.fail(f'"{value}" is not a list of positive integers such as 1,10', param, ctx)
         return tuple(counts)
+
+
+class _Part(click.ParamType):
+    """`2/4` as (2, 4)."""
+
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The part; fails for anything else."""
+        if isinstance(value, tuple):
+            return value
+        which, _, of = value.partition("/")
+        if not (which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
+            self.fail(f'"{value}" is not a part such as 2/4', param, ctx)
+        return int(which), int(of)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -66,8 +82,12 @@ def problems(problems: str, style: str) -> None:
 @click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Programs judged at a time."
 )
-@click.option("--allow-missing", is_flag=True, help="Leave problems without a generation out of the mean.")
+@click.option("--partial", is_flag=True, help="Leave problems without a generation out of the mean.")
+@click.option("--allow-broken", is_flag=True, help="Leave problems whose own reference fails out of the mean.")
+@click.option("--part", type=_Part(), default="1/1", help="Which part of the problems to judge, such as 2/4.")
+@click.option("--timings", metavar="FILE", help="Write the seconds of every sample to a JSONL FILE.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of OUT.")
 def score(
     problems: str,
     generations: str,
@@ -76,41 +96,42 @@ def score(
     timeout: float,
     memory_mb: int,
     workers: int,
-    allow_missing: bool,
+    partial: bool,
+    allow_broken: bool,
+    part: tuple[int, int],
+    timings: str | None,
     overwrite: bool,
+    resume: bool,
 ) -> None:
     """Judge GENERATIONS (JSONL, - for stdin) in a sandbox and write the results JSON to OUT (- for stdout)."""
+    from mft_eval.commands.score import ScoreOptions, encode_timings
     from mft_eval.commands.score import score as score_generations
-    from mft_eval.judging.program_judge import Limits
-    from mft_eval.scoring.results import check_output, encode_results, write_file
+    from mft_eval.commands.summary import summary
+    from mft_eval.judging.judgement import Limits
+    from mft_eval.scoring.artifact import check_output, encode_json, write_file
 
-    check_output(out, overwrite=overwrite)
-    results = score_generations(
-        problems,
-        generations,
-        ks=ks,
-        limits=Limits(timeout, memory_mb),
-        num_workers=workers,
-        allow_missing=allow_missing,
-    )
-    content = encode_results(results)
+    if resume and out == "-":
+        raise click.UsageError("--resume needs OUT to be a file.")
+    if timings is not None:
+        check_output(timings, overwrite=overwrite)
+    limits = Limits(timeout, memory_mb)
+    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume)
+    results, run = score_generations(problems, generations, out, options)
+    if timings is not None:
+        write_file(encode_timings(run), timings)
+    _write_json(encode_json(results), out)
+    run.finish()
+    click.echo(summary(results), err=True, nl=False)
+
+
+def _write_json(content: bytes, out: str) -> None:
+    from mft_eval.scoring.artifact import write_file
+
     if out == "-":
         _write_stdout(content)
     else:
         write_file(content, out)
         _write_stdout(f"{out}\n".encode())
-    _summarize(results)
-
-
-def _summarize(results: dict[str, Any]) -> None:
-    for name, value in results["pass_at_k"].items():
-        click.echo(f"{name}: {value:.4f}", err=True)
-    counts = ", ".join(f"{verdict} {count}" for verdict, count in results["verdicts"].items() if count)
-    click.echo(f"{len(results['problems'])} problems: {counts}", err=True)
-    if results["num_missing"]:
-        click.echo(f"{results['num_missing']} problems without a generation were left out", err=True)
-    if results["verdicts"]["harness-error"]:
-        click.echo("a harness-error is no fault of the program's, yet counts as not passed: see each detail", err=True)
 
 
 def _write_stdout(content: bytes) -> None:

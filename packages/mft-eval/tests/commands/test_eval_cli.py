@@ -55,10 +55,6 @@ def files(tmp_path):
     return problems, write, tmp_path / "results.json"
 
 
-def without_seconds(results):
-    return re.sub(r'"seconds": [0-9.]+', "", results)
-
-
 def test_problems_writes_the_same_prompts_every_time():
     first, second = run("problems", "humaneval"), run("problems", "humaneval")
     lines = [json.loads(line) for line in first.stdout.splitlines()]
@@ -77,7 +73,11 @@ def test_score_counts_samples_and_writes_the_results(files):
     result = run("score", problems, generations, out, "--k", "2,1")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{out}\n"
-    assert result.stderr == "pass@1: 0.2500\npass@2: 0.5000\n2 problems: passed 1, wrong 2, exception 1\n"
+    assert result.stderr.splitlines() == [
+        "pass@1: 0.2500 (0.0000 to 0.5000)",
+        "pass@2: 0.5000 (0.0000 to 1.0000)",
+        "2 problems: passed 1, wrong 2, exception 1",
+    ]
     results = json.loads(out.read_text())
     assert results["pass_at_k"] == {"pass@1": 0.25, "pass@2": 0.5}
     assert [(p["problem_id"], p["num_samples"], p["num_correct"]) for p in results["problems"]] == [
@@ -89,13 +89,13 @@ def test_score_counts_samples_and_writes_the_results(files):
     assert not list(out.parent.glob(".*"))
 
 
-def test_the_same_inputs_give_the_same_bytes_but_for_seconds(files):
+def test_the_same_inputs_give_the_same_bytes(files):
     problems, write, out = files
     generations = write(generation(0, 0, RIGHT), generation(1, 0, WRONG))
     from_file = run("score", problems, generations, out, "--workers", "1")
     from_stdin = run("score", problems, "-", "--workers", "2", stdin=generations.read_bytes())
     assert from_file.exit_code == from_stdin.exit_code == 0
-    assert without_seconds(from_stdin.stdout) == without_seconds(out.read_text())
+    assert from_stdin.stdout == out.read_text()
 
 
 def test_the_documented_example_is_what_score_writes(files):
@@ -107,10 +107,10 @@ def test_the_documented_example_is_what_score_writes(files):
     def shape(value):
         if isinstance(value, dict):
             return {key: shape(item) for key, item in value.items()}
-        return [shape(value[0])] if isinstance(value, list) else type(value).__name__
+        return [shape(item) for item in value[:1]] if isinstance(value, list) else type(value).__name__
 
     assert shape(written) == shape(example)
-    assert written["format_version"] == example["format_version"] == "1"
+    assert written["format_version"] == example["format_version"] == "2"
 
 
 def test_the_documented_problem_is_read(tmp_path):
@@ -155,7 +155,7 @@ def test_bad_generations_are_one_clear_error(files, lines, message):
 
 def test_missing_problems_are_left_out_when_allowed(files):
     problems, write, out = files
-    result = run("score", problems, write(generation(1, 0, RIGHT)), out, "--allow-missing")
+    result = run("score", problems, write(generation(1, 0, RIGHT)), out, "--partial")
     results = json.loads(out.read_text())
     assert (results["num_missing"], len(results["problems"]), results["pass_at_k"]) == (1, 1, {"pass@1": 1.0})
     assert "1 problems without a generation were left out" in result.stderr
@@ -183,7 +183,7 @@ def test_an_existing_result_is_kept_unless_overwrite(files):
     assert "use --overwrite" in refused.stderr
     assert out.read_text() == "earlier"
     assert run("score", problems, generations, out, "--overwrite").exit_code == 0
-    assert json.loads(out.read_text())["format_version"] == "1"
+    assert json.loads(out.read_text())["format_version"] == "2"
     assert "does not exist" in run("score", problems, generations, out.parent / "no" / "r.json").stderr
 
 
@@ -211,7 +211,7 @@ def humaneval_score(tmp_path, chosen):
         completion = item.reference.removeprefix(item.prompt_code)
         lines.append(json.dumps({"problem_id": item.problem_id, "sample_index": 0, "completion": completion}) + "\n")
     out = tmp_path / "results.json"
-    result = run("score", "humaneval", "-", out, "--allow-missing", "--timeout", "60", stdin="".join(lines))
+    result = run("score", "humaneval", "-", out, "--partial", "--timeout", "60", stdin="".join(lines))
     assert result.exit_code == 0, result.output
     return json.loads(out.read_text())
 
@@ -219,7 +219,7 @@ def humaneval_score(tmp_path, chosen):
 def test_every_tenth_canonical_solution_of_humaneval_passes(tmp_path):
     results = humaneval_score(tmp_path, read_problems("humaneval").problems[::10])
     assert results["verdicts"]["passed"] == 17
-    assert {sample["mode"] for p in results["problems"] for sample in p["samples"]} == {"outside"}
+    assert {p["mode"] for p in results["problems"]} == {"outside"}
 
 
 @pytest.mark.slow
@@ -234,5 +234,5 @@ def test_empty_bodies_fail_humaneval(tmp_path):
         for item in chosen
         for index, body in enumerate(("    pass\n", "    return None\n", ""))
     ]
-    result = run("score", "humaneval", "-", "--allow-missing", stdin="".join(lines))
+    result = run("score", "humaneval", "-", "--partial", stdin="".join(lines))
     assert json.loads(result.stdout)["verdicts"]["wrong"] == 3 * len(chosen)

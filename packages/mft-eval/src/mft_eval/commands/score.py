@@ -1,36 +1,92 @@
-"""Scoring a model's generations: every completion judged, every problem counted, one results object."""
+"""Scoring a model's generations: references first, then every completion, one results object."""
 
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
+from mft_eval.commands.progress import Progress
 from mft_eval.errors import EvalError
-from mft_eval.generations.extraction import extract_program
 from mft_eval.generations.reading import Generations, read_generations
-from mft_eval.judging.program_judge import Judgement, Limits, ProgramJudge, check_sandbox, find_bwrap
-from mft_eval.problems.reading import Problem, ProblemSet, read_problems
-from mft_eval.scoring.results import make_results
+from mft_eval.judging.gate import rule
+from mft_eval.judging.judgement import Judgement, Limits, Ruling
+from mft_eval.judging.languages import check_toolchain
+from mft_eval.judging.machine import check_sandbox
+from mft_eval.judging.pool import JudgePool
+from mft_eval.judging.requests import make_request, read_outcome
+from mft_eval.problems.problem import Problem, ProblemSet
+from mft_eval.problems.program import make_program
+from mft_eval.problems.reading import read_problems
+from mft_eval.sandbox.bubblewrap import find_bwrap
+from mft_eval.scoring.artifact import check_output
+from mft_eval.scoring.journal import Journal, check_no_journal, journal_path
+from mft_eval.scoring.results import make_header, make_results, problem_entry
 
 DEFAULT_KS = (1, 10, 100)
+Sample = tuple[str, int]
 
 
-def score(
-    problems: str,
-    generations: str,
-    *,
-    ks: tuple[int, ...] | None,
-    limits: Limits,
-    num_workers: int,
-    allow_missing: bool,
-) -> dict[str, Any]:
-    """The results of judging the generations in the file `generations` (`-` for stdin) on the `problems`."""
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """How `score` works; `part` is (which, of how many)."""
+
+    ks: tuple[int, ...] | None
+    limits: Limits
+    num_workers: int
+    partial: bool
+    allow_broken: bool
+    part: tuple[int, int]
+    overwrite: bool
+    resume: bool
+
+
+def score(problems: str, generations: str, out: str, options: ScoreOptions) -> tuple[dict[str, Any], "Run"]:
+    """The results of judging the generations in a file (`-` for stdin) on the `problems`, and the run.
+
+    The run is to be finished once the results are written to `out` (`-` for stdout).
+    """
+    check_output(out, overwrite=options.overwrite)
+    if out != "-":
+        check_no_journal(out, resume=options.resume, overwrite=options.overwrite)
     problem_set = read_problems(problems)
     given = read_generations(generations, {problem.problem_id for problem in problem_set.problems})
-    _check_complete(problem_set, given, allow_missing)
-    ks = choose_ks(ks, given)
-    bwrap_path = find_bwrap()
-    check_sandbox(bwrap_path, limits)
-    judgements = _judge_all(problem_set, given, ProgramJudge(bwrap_path, limits), num_workers)
-    return make_results(problem_set, given, judgements, ks, limits)
+    _check_complete(problem_set, given, options.partial)
+    ks = choose_ks(options.ks, given)
+    which, num_parts = options.part
+    header = make_header(problem_set, given, options.limits, "strict", ks, f"{which}/{num_parts}")
+    part = list(enumerate(problem_set.problems))[which - 1 :: num_parts]
+    chosen = [(index, problem) for index, problem in part if problem.problem_id in given.completions]
+    for language in sorted({problem.language for _, problem in chosen}):
+        check_toolchain(language)
+    journal = Journal(journal_path(out), header, resume=options.resume) if out != "-" else None
+    try:
+        run = Run(given, options, journal)
+        run.judge([problem for _, problem in chosen])
+    except BaseException:
+        if journal is not None:
+            journal.close(is_finished=False)
+        raise
+    return _results(header, part, chosen, run), run
+
+
+def _results(
+    header: dict[str, Any], part: Sequence[tuple[int, Problem]], chosen: Sequence[tuple[int, Problem]], run: "Run"
+) -> dict[str, Any]:
+    rulings = [(index, problem, run.rulings[problem.problem_id]) for index, problem in chosen]
+    broken = [
+        {"index": index, "problem_id": problem.problem_id, "fault": ruling.fault}
+        for index, problem, ruling in rulings
+        if ruling.fault
+    ]
+    entries = [
+        problem_entry(index, problem, ruling, run.judgements, run.given.completions[problem.problem_id])
+        for index, problem, ruling in rulings
+        if not ruling.fault
+    ]
+    if not entries:
+        raise EvalError("no problem is left to score", fix="give generations for more problems, or mend the problems")
+    return make_results(header, entries, broken, len(part) - len(chosen))
 
 
 def choose_ks(ks: tuple[int, ...] | None, generations: Generations) -> tuple[int, ...]:
@@ -45,42 +101,92 @@ def choose_ks(ks: tuple[int, ...] | None, generations: Generations) -> tuple[int
     return ks
 
 
-def _check_complete(problem_set: ProblemSet, generations: Generations, allow_missing: bool) -> None:
+def _check_complete(problem_set: ProblemSet, generations: Generations, partial: bool) -> None:
     missing = [
         problem.problem_id for problem in problem_set.problems if problem.problem_id not in generations.completions
     ]
-    if missing and not allow_missing:
+    if missing and not partial:
         what = f'{len(missing)} of {len(problem_set.problems)} problems have no generation, the first is "{missing[0]}"'
-        raise EvalError(what, fix="generate them or leave them out of the mean with --allow-missing")
+        raise EvalError(what, fix="generate them or leave them out of the mean with --partial")
 
 
-def _judge_all(
-    problem_set: ProblemSet, generations: Generations, judge: ProgramJudge, num_workers: int
-) -> dict[tuple[str, int], Judgement]:
-    from rich.console import Console
-    from rich.progress import Progress
+class Run:
+    """The judging of one run: what its journal already holds is not judged again."""
 
-    console = Console(stderr=True)
-    judgements: dict[tuple[str, int], Judgement] = {}
-    with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(num_workers) as pool,
-    ):
-        pending = {
-            pool.submit(judge.judge, problem, _program(problem, completion)): (problem.problem_id, sample_index)
-            for problem in problem_set.problems
-            for sample_index, completion in generations.completions.get(problem.problem_id, {}).items()
-        }
-        bar = progress.add_task("judging", total=len(pending))
-        try:
-            for future in as_completed(pending):
-                judgements[pending[future]] = future.result()
-                progress.advance(bar)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return judgements
+    def __init__(self, given: Generations, options: ScoreOptions, journal: Journal | None) -> None:
+        self.given = given
+        self.options = options
+        self.journal = journal
+        self.rulings: dict[str, Ruling] = dict(journal.rulings) if journal else {}
+        self.judgements: dict[Sample, Judgement] = dict(journal.judgements) if journal else {}
+
+    def finish(self) -> None:
+        """Drops the journal: the results are written."""
+        if self.journal:
+            self.journal.close(is_finished=True)
+
+    def judge(self, problems: list[Problem]) -> None:
+        """Fills rulings and judgements for `problems`; raises where a reference passes nowhere."""
+        by_id = {problem.problem_id: problem for problem in problems}
+        unruled = [problem for problem in problems if problem.problem_id not in self.rulings]
+        samples = [(problem_id, index) for problem_id in by_id for index in sorted(self.given.completions[problem_id])]
+        unjudged = [sample for sample in samples if sample not in self.judgements]
+        if not unruled and not unjudged:
+            return
+        with (
+            JudgePool(find_bwrap(), self.options.num_workers) as pool,
+            Progress(len(unruled) + len(unjudged)) as progress,
+        ):
+            check_sandbox(pool)
+            for problem_id, ruling in rule(unruled, pool, self.options.limits, progress.count).items():
+                self.rulings[problem_id] = ruling
+                if self.journal:
+                    self.journal.add_ruling(problem_id, ruling)
+            self._check_faults()
+            left = [(by_id[problem_id], index) for problem_id, index in unjudged if not self.rulings[problem_id].fault]
+            late = []
+            for (problem, index), judgement in self._judged(left, pool):
+                if judgement.verdict == "timeout":
+                    late.append((problem, index))
+                else:
+                    self._keep(problem, index, judgement)
+                progress.count(judgement.verdict)
+            # A machine that was busy with others is no fault of the program's.
+            for (problem, index), judgement in self._judged(sorted(late, key=_order), pool, num_workers=1):
+                self._keep(problem, index, judgement)
+
+    def _check_faults(self) -> None:
+        faults = {problem_id: ruling.fault for problem_id, ruling in self.rulings.items() if ruling.fault}
+        if faults and not self.options.allow_broken:
+            problem_id, fault = min(faults.items())
+            what = f'{len(faults)} problems cannot be judged, the first is "{problem_id}": {fault}'
+            raise EvalError(what, fix="mend them, raise --timeout, or leave them out of the mean with --allow-broken")
+
+    def _judged(
+        self, samples: list[tuple[Problem, int]], pool: JudgePool, num_workers: int | None = None
+    ) -> Iterator[tuple[tuple[Problem, int], Judgement]]:
+        requests = (((problem, index), self._request(problem, index)) for problem, index in samples)
+        for (problem, index), outcome in pool.judge_all(requests, num_workers=num_workers):
+            yield (problem, index), read_outcome(outcome, problem, self.rulings[problem.problem_id])
+
+    def _request(self, problem: Problem, index: int) -> dict[str, Any]:
+        program = make_program(self.given.completions[problem.problem_id][index], problem)
+        return make_request(problem, program, self.rulings[problem.problem_id], self.options.limits)
+
+    def _keep(self, problem: Problem, index: int, judgement: Judgement) -> None:
+        self.judgements[problem.problem_id, index] = judgement
+        if self.journal:
+            self.journal.add_judgement(problem.problem_id, index, judgement)
 
 
-def _program(problem: Problem, completion: str) -> str:
-    return extract_program(completion, problem.entry_point, problem.prompt_code)
+def encode_timings(run: Run) -> bytes:
+    """The timings file: the seconds of every sample, which are never twice the same, kept out of the results."""
+    lines = []
+    for (problem_id, sample_index), judgement in sorted(run.judgements.items()):
+        sample = {"problem_id": problem_id, "sample_index": sample_index, "seconds": round(judgement.seconds, 3)}
+        lines.append(orjson.dumps(sample, option=orjson.OPT_APPEND_NEWLINE))
+    return b"".join(lines)
+
+
+def _order(item: tuple[Problem, int]) -> Sample:
+    return item[0].problem_id, item[1]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mft_eval.errors import EvalError
-from mft_eval.problems.reading import Problem
+from mft_eval.problems.problem import Problem
 
 
 def chat_prompt(problem: Problem) -> dict[str, Any]:

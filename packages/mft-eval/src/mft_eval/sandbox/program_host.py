@@ -1,52 +1,73 @@
-"""What runs inside the sandbox: loads the program, then calls its functions or runs a test; standard library only.
+"""What runs inside the sandbox: loads the program, then does what the judge asks of it; standard library only.
 
 Everything here shares an interpreter with the program, so nothing that it says is trusted: the judge on the other
 end of the pipe takes from it values in the closed codec and, for a test that must run here, a nonce.
 """
 
+from __future__ import annotations
+
 import builtins
 import os
 import resource
 import sys
-import types
-from typing import Any
 
-from mft_eval.wire.channel import read_exactly, read_frame, write_frame
-from mft_eval.wire.codec import CannotCrossError, TooLargeError, contents, decode, encode
+from mft_eval.sandbox.beside import run_beside
+from mft_eval.sandbox.program_side import ProgramSide
+from mft_eval.wire.channel import read_frame, write_frame
+from mft_eval.wire.codec import decode, encode
+from mft_eval.wire.peer import raised
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 READY = b"ready"
-NONCE_BYTES = 32
 TMPFS_BYTES = 64 * 2**20
-_MAX_PROCESSES = 16
 _MAX_OPEN_FILES = 256
 
 
 def main() -> None:
-    """Serves the judge until it closes the pipe; the arguments are the limits: bytes of memory, seconds of CPU."""
-    memory_bytes, cpu_seconds = map(int, sys.argv[1:])
+    """Serves the judge until it closes the pipe. Its first message has the limits and the program."""
     incoming, outgoing = _take_pipe()
-    _limit(memory_bytes, cpu_seconds)
     write_frame(outgoing, READY)
-    source = read_frame(incoming).decode("utf-8", "surrogatepass")
+    (kind, limits, *rest), _ = decode(read_frame(incoming), [])
+    _limit(limits)
+    # What bubblewrap and the interpreter said while starting was kept; what the program says goes nowhere.
+    os.dup2(2, 1) if limits["is_captured"] else os.dup2(0, 2)
+    if kind == "script":
+        from mft_eval.sandbox.script_host import run_scripts
+
+        run_scripts(incoming, outgoing, *rest)
+    else:
+        _serve_program(incoming, outgoing, *rest)
+
+
+def _serve_program(incoming: int, outgoing: int, program: str, names: tuple[str, ...]) -> None:
     trusted_builtins = dict(vars(builtins))
-    module = types.ModuleType("program")
+    module = type(sys)("program")
     sys.modules["program"] = module
     try:
         # Running the program is the purpose; the sandbox is around this process.
-        exec(compile(source, "<program>", "exec", dont_inherit=True), vars(module))  # noqa: S102
+        exec(compile(program, "<program>", "exec", dont_inherit=True), vars(module))  # noqa: S102
     except BaseException as error:
-        _send(outgoing, ("raised", 0, _type_names(error)))
+        write_frame(outgoing, raised(0, error))
         return
-    _send(outgoing, ("loaded", 0))
+    side = ProgramSide(incoming, outgoing)
+    found = {name: vars(module)[name] for name in names if name in vars(module)}
+    try:
+        loaded, _ = encode(("returned", 0, found, ()), [], is_exact=False, handles=side)
+    except BaseException as error:
+        loaded = raised(0, error)
+    write_frame(outgoing, loaded)
     while True:
         try:
-            request, objects = decode(read_frame(incoming), [])
+            message, objects = decode(read_frame(incoming), [], side)
         except EOFError:
             return
-        if request[0] == "call":
-            write_frame(outgoing, _call(vars(module), request, objects))
+        if message[0] == "test":
+            run_beside(module, trusted_builtins, message, incoming, outgoing)
         else:
-            _run_test(module, trusted_builtins, request, incoming, outgoing)
+            side.serve(message, objects)
 
 
 def _take_pipe() -> tuple[int, int]:
@@ -58,73 +79,15 @@ def _take_pipe() -> tuple[int, int]:
     return incoming, outgoing
 
 
-def _limit(memory_bytes: int, cpu_seconds: int) -> None:
-    limits = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_CPU: cpu_seconds,
+def _limit(limits: dict[str, Any]) -> None:
+    kinds = {
+        # Some runtimes reserve far more of the address space than they ever use.
+        getattr(resource, limits["memory_limit"]): limits["memory_bytes"],
+        resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_FSIZE: TMPFS_BYTES,
-        resource.RLIMIT_NPROC: _MAX_PROCESSES,
+        resource.RLIMIT_NPROC: limits["num_processes"],
         resource.RLIMIT_NOFILE: _MAX_OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
-    for kind, limit in limits.items():
+    for kind, limit in kinds.items():
         resource.setrlimit(kind, (limit, limit))
-    # What bubblewrap and the interpreter said while starting went to the judge; what the program says goes nowhere.
-    os.dup2(0, 2)
-
-
-def _send(outgoing: int, message: tuple[Any, ...]) -> None:
-    write_frame(outgoing, encode(message, [], is_exact=False)[0])
-
-
-def _type_names(error: BaseException) -> tuple[str, ...]:
-    return tuple(kind.__name__ for kind in type(error).__mro__)
-
-
-def _call(namespace: dict[str, Any], request: tuple[Any, ...], objects: list[Any]) -> bytes:
-    """The encoded reply to one call: what it returned and what its mutable arguments hold now, or what it raised."""
-    _, number, name, arguments, keywords = request
-    try:
-        if name not in namespace:
-            raise NameError(name)
-        result = namespace[name](*arguments, **keywords)
-        reply = ("returned", number, result, tuple(contents(container) for container in objects))
-        return encode(reply, objects, is_exact=False)[0]
-    except CannotCrossError as error:
-        reply = ("cannot-cross", number, str(error))
-    except TooLargeError:
-        reply = ("too-large", number)
-    except BaseException as error:
-        reply = ("raised", number, _type_names(error))
-    return encode(reply, [], is_exact=False)[0]
-
-
-def _run_test(
-    module: types.ModuleType,
-    trusted_builtins: dict[str, Any],
-    request: tuple[Any, ...],
-    incoming: int,
-    outgoing: int,
-) -> None:
-    """Runs the test here, over the program's own objects, and sends the nonce back only after its last line."""
-    _, number, preamble, entry_point, names, test = request
-    namespace = {"__name__": "test", "__builtins__": trusted_builtins}
-    try:
-        if entry_point not in vars(module):
-            raise NameError(entry_point)
-        exec(compile(preamble, "<preamble>", "exec", dont_inherit=True), namespace)  # noqa: S102
-        for name in names:
-            if name == entry_point or (name in vars(module) and name not in namespace):
-                namespace[name] = getattr(module, name)
-        sys.settrace(None)
-        sys.setprofile(None)
-        exec(compile(test, "<test>", "exec", dont_inherit=True), namespace)  # noqa: S102
-    except BaseException as error:
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        is_from_test = frame is not None and frame.tb_frame.f_code.co_filename == "<test>"
-        _send(outgoing, ("failed", number, _type_names(error), is_from_test))
-    else:
-        # The nonce waited in the pipe, not in this process's memory, while the program's functions ran.
-        write_frame(outgoing, read_exactly(incoming, NONCE_BYTES))

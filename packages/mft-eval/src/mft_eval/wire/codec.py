@@ -1,12 +1,32 @@
 """The closed codec in which values cross between the judge and the sandbox; standard library only.
 
 A value is a tag byte and a body. Lists, dicts and sets are numbered in the order in which they are completed, and a
-second meeting with the same object is written as its number, so that aliasing survives the crossing. The decoder
-builds nothing but the types named here, whatever bytes it is given.
+second meeting with the same object is written as its number, so that aliasing survives the crossing. What is no plain
+value crosses as a handle, a number that stands for it, where the caller's `Handles` hand it over. The decoder builds
+nothing but the types named here and what its `Handles` make of a number, whatever bytes it is given.
 """
 
+from __future__ import annotations
+
 import struct
-from typing import Any
+
+from mft_eval.wire.stdlib_values import dismantle, rebuild
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing takes longer to import than everything else that the sandbox needs.
+    from typing import Any, Protocol
+
+    class Handles(Protocol):
+        """What a side of the pipe does about objects that are no plain values."""
+
+        def hand_over(self, value: Any) -> tuple[bytes, int, str]:
+            """(b"m", number, kind and name) for an object of this side's, (b"y", number, "") for the other side's own,
+            (b"n", 0, its dotted name) for what the other side's standard library has too; or raises CannotCrossError.
+            """
+
+        def take(self, tag: bytes, number: int, label: str) -> Any:
+            """The object that stands for a handle."""
+
 
 MAX_DEPTH = 64
 MAX_ITEMS = 1_000_000
@@ -31,20 +51,35 @@ class GarbageError(Exception):
     """The bytes are not an encoding of any value."""
 
 
-def encode(value: Any, known: list[Any], *, is_exact: bool) -> tuple[bytes, list[Any]]:
+class NoHandles:
+    """Only plain values cross."""
+
+    def hand_over(self, value: Any) -> tuple[bytes, int, str]:
+        """Raises: the object has no plain content."""
+        raise CannotCrossError(type(value).__name__)
+
+    def take(self, tag: bytes, number: int, label: str) -> Any:
+        """Raises: no handle was handed over."""
+        raise GarbageError(f"a handle where only plain values may be: {tag!r} {number} {label[:80]}")
+
+
+NO_HANDLES = NoHandles()
+
+
+def encode(value: Any, known: list[Any], *, is_exact: bool, handles: Handles = NO_HANDLES) -> tuple[bytes, list[Any]]:
     """The encoding of `value`, and `known` followed by the containers met in it for the first time.
 
-    With `is_exact`, an instance of a subclass (an OrderedDict, an IntEnum) cannot cross; without, its plain content
-    does.
+    With `is_exact`, an instance of a subclass (an IntEnum, a list of one's own) is an object for `handles`; without,
+    its plain content crosses.
     """
-    encoder = _Encoder(known, is_exact)
+    encoder = _Encoder(known, is_exact, handles)
     encoder.write(value, 0)
     return bytes(encoder.out), encoder.objects
 
 
-def decode(payload: bytes, known: list[Any]) -> tuple[Any, list[Any]]:
+def decode(payload: bytes, known: list[Any], handles: Handles = NO_HANDLES) -> tuple[Any, list[Any]]:
     """The value that `payload` encodes, and `known` followed by the containers built for it."""
-    decoder = _Decoder(payload, known)
+    decoder = _Decoder(payload, known, handles)
     value = decoder.read(0)
     if decoder.position != len(payload):
         raise GarbageError("bytes after the value")
@@ -71,7 +106,8 @@ def refill(container: Any, items: Any) -> None:
 class _Encoder:
     """Writes one value, counting its items and numbering its containers."""
 
-    def __init__(self, known: list[Any], is_exact: bool) -> None:
+    def __init__(self, known: list[Any], is_exact: bool, handles: Handles) -> None:
+        self.handles = handles
         self.out = bytearray()
         self.objects = list(known)
         self.numbers = {id(container): number for number, container in enumerate(known)}
@@ -98,7 +134,12 @@ class _Encoder:
         elif self._is(value, bytes):
             self._write_bytes(b"b", bytes(value))
         else:
-            self._write_container(value, depth)
+            parts = dismantle(value)
+            if parts is None:
+                self._write_container(value, depth)
+            else:
+                self.out += b"v"
+                self.write(parts, depth + 1)
 
     def _is(self, value: Any, kind: type) -> bool:
         return type(value) is kind if self.is_exact else isinstance(value, kind)
@@ -117,7 +158,8 @@ class _Encoder:
         else:
             tag, kind = next((item for item in _SEQUENCES.items() if self._is(value, item[1])), (b"", None))
             if kind is None:
-                raise CannotCrossError(type(value).__name__)
+                self._write_handle(value)
+                return
             self.out += tag + _COUNT.pack(kind.__len__(value))
             for item in kind.__iter__(value):
                 self.write(item, depth + 1)
@@ -125,11 +167,17 @@ class _Encoder:
             self.numbers[id(value)] = len(self.objects)
             self.objects.append(value)
 
+    def _write_handle(self, value: Any) -> None:
+        tag, number, label = self.handles.hand_over(value)
+        self.out += tag + _COUNT.pack(number)
+        self._write_bytes(b"", label.encode("utf-8", "replace"))
+
 
 class _Decoder:
     """Reads one value, trusting no byte of it."""
 
-    def __init__(self, payload: bytes, known: list[Any]) -> None:
+    def __init__(self, payload: bytes, known: list[Any], handles: Handles) -> None:
+        self.handles = handles
         self.payload = payload
         self.position = 0
         self.objects = list(known)
@@ -146,6 +194,8 @@ class _Decoder:
             return _FLOAT.unpack(self._take(8))[0]
         if tag == b"c":
             return complex(*_COMPLEX.unpack(self._take(16)))
+        if tag == b"v":
+            return self._rebuild(self.read(depth + 1))
         (count,) = _COUNT.unpack(self._take(4))
         if tag == b"r":
             if count >= len(self.objects):
@@ -156,11 +206,22 @@ class _Decoder:
         if tag == b"b":
             return self._take(count)
         if tag == b"u":
-            try:
-                return self._take(count).decode("utf-8", "surrogatepass")
-            except UnicodeDecodeError as error:
-                raise GarbageError("text that is not UTF-8") from error
+            return self._text(count)
+        if tag in (b"m", b"y", b"n"):
+            return self.handles.take(tag, count, self._text(_COUNT.unpack(self._take(4))[0]))
         return self._read_container(tag, count, depth)
+
+    def _text(self, count: int) -> str:
+        try:
+            return self._take(count).decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise GarbageError("text that is not UTF-8") from error
+
+    def _rebuild(self, parts: Any) -> Any:
+        try:
+            return rebuild(parts)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise GarbageError("parts that make no value") from error
 
     def _take(self, count: int) -> bytes:
         taken = self.payload[self.position : self.position + count]

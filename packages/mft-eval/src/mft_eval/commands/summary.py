@@ -1,0 +1,23 @@
+"""What a person is told of results, in a few lines."""
+
+from typing import Any
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Scores with their intervals, counts of verdicts, and whatever makes the scores less than they seem."""
+    lines = []
+    for name, value in results["pass_at_k"].items():
+        interval = results["intervals"][name]
+        lines.append(f"{name}: {value:.4f} ({interval['low']:.4f} to {interval['high']:.4f})")
+    counts = ", ".join(f"{verdict} {count}" for verdict, count in results["verdicts"].items() if count)
+    lines.append(f"{len(results['problems'])} problems: {counts}")
+    if results["num_missing"]:
+        lines.append(f"{results['num_missing']} problems without a generation were left out")
+    if results["broken"]:
+        names = ", ".join(problem["problem_id"] for problem in results["broken"])
+        lines.append(f"{len(results['broken'])} problems whose own reference fails were left out: {names}")
+    if results["num_untrusted"]:
+        lines.append(f"{results['num_untrusted']} passed where a program could have forged it: see untrusted")
+    if results["verdicts"]["harness-error"]:
+        lines.append("a harness-error is no fault of the program's, yet counts as not passed: see each detail")
+    return "".join(f"{line}\n" for line in lines)

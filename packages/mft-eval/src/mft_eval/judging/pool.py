@@ -1,0 +1,126 @@
+"""Servers of judgements side by side: requests go out as workers fall free, outcomes come back as they are found."""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mft_eval.judging.server import START_SECONDS
+from mft_eval.sandbox.bubblewrap import server_commands
+from mft_eval.sandbox.script_host import BUILD_SECONDS
+
+Key = TypeVar("Key")
+_CLEAN_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
+_SLACK_SECONDS = 10
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A server process and what it is busy with."""
+
+    process: subprocess.Popen[bytes]
+    key: Any = None
+    deadline: float = 0.0
+    received: bytes = b""
+
+    def ask(self, key: Any, request: dict[str, Any]) -> None:
+        num_cases = max(1, len(request.get("cases", ())))
+        patience = START_SECONDS + BUILD_SECONDS + request["timeout_seconds"] * num_cases + _SLACK_SECONDS
+        self.key, self.deadline, self.received = key, time.monotonic() + patience, b""
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            # The end of its answers tells that it is gone.
+            return
+
+
+class JudgePool:
+    """`num_workers` servers; a context manager that ends them and everything they started."""
+
+    def __init__(self, bwrap_path: str, num_workers: int) -> None:
+        self._server_command, self._sandbox_command = server_commands(bwrap_path)
+        self._num_workers = num_workers
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "JudgePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            _end(worker.process)
+        self._workers.clear()
+
+    def judge_all(
+        self, requests: Iterable[tuple[Key, dict[str, Any]]], *, num_workers: int | None = None
+    ) -> Iterator[tuple[Key, dict[str, Any]]]:
+        """Each request's key with the outcome, in the order in which they are found."""
+        pending = iter(requests)
+        with selectors.DefaultSelector() as selector:
+            for index in range(min(num_workers or self._num_workers, self._num_workers)):
+                if (item := next(pending, None)) is None:
+                    break
+                if index == len(self._workers):
+                    self._workers.append(self._start())
+                self._workers[index].ask(*item)
+                selector.register(self._workers[index].process.stdout, selectors.EVENT_READ, index)
+            while selector.get_map():
+                for index in self._ready(selector):
+                    worker = self._workers[index]
+                    outcome = self._outcome(worker)
+                    if outcome is None:
+                        continue
+                    selector.unregister(worker.process.stdout)
+                    if worker.process.poll() is not None or outcome.pop("is_lost", False):
+                        _end(worker.process)
+                        self._workers[index] = self._start()
+                    key, following = worker.key, next(pending, None)
+                    if following is not None:
+                        self._workers[index].ask(*following)
+                        selector.register(self._workers[index].process.stdout, selectors.EVENT_READ, index)
+                    yield key, outcome
+
+    def _start(self) -> _Worker:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            self._server_command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_CLEAN_ENVIRONMENT, cwd="/"
+        )
+        worker = _Worker(process)
+        process.stdin.write(json.dumps({"command": self._sandbox_command}).encode() + b"\n")
+        return worker
+
+    def _ready(self, selector: selectors.BaseSelector) -> list[int]:
+        """Workers that have written something, or whose time is far over."""
+        deadlines = {key.data: self._workers[key.data].deadline for key in selector.get_map().values()}
+        events = selector.select(max(0.0, min(deadlines.values()) - time.monotonic()))
+        late = [index for index, deadline in deadlines.items() if deadline <= time.monotonic()]
+        return [key.data for key, _ in events] or late
+
+    def _outcome(self, worker: _Worker) -> dict[str, Any] | None:
+        """The outcome if the worker's answer is complete."""
+        if worker.deadline <= time.monotonic():
+            return {"verdict": "harness-error", "detail": "the judge did not end", "is_lost": True}
+        part = os.read(worker.process.stdout.fileno(), 2**20)
+        if not part:
+            return {"verdict": "harness-error", "detail": "the judge's server ended by itself", "is_lost": True}
+        worker.received += part
+        return json.loads(worker.received) if part.endswith(b"\n") else None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server and its sandboxes: without its stdin it ends by itself."""
+    for pipe in (process.stdin, process.stdout):
+        try:
+            pipe.close()
+        except BrokenPipeError:
+            continue
+    try:
+        process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,68 @@
+"""A problem: what a model is asked, and what decides whether its program is right."""
+
+import ast
+import builtins
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class PythonTest:
+    """A script over the names of a Python program; `preamble` is what the problem itself defines for it."""
+
+    entry_point: str
+    script: str
+    preamble: str = ""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names that the script may look up in the program, sorted."""
+        loaded = {node.id for node in ast.walk(ast.parse(self.script)) if isinstance(node, ast.Name)}
+        return sorted((loaded - set(vars(builtins))) | {self.entry_point})
+
+
+@dataclass(frozen=True, slots=True)
+class InputOutputTest:
+    """What a whole program must print for each of its inputs: (stdin, stdout) pairs."""
+
+    cases: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledTest:
+    """A test in the program's own language, which becomes a part of the program: `suffix` follows it."""
+
+    entry_point: str
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem. `prompt_code` is what a completion continues (empty where there is no code to continue).
+
+    `reference` is a whole program that solves it, or empty where the source has none; `timeout_seconds` overrides the
+    run's.
+    """
+
+    problem_id: str
+    messages: tuple[dict[str, str], ...]
+    prompt_code: str
+    test: PythonTest | InputOutputTest | CompiledTest
+    reference: str
+    language: str = "python"
+    tags: tuple[str, ...] = ()
+    timeout_seconds: float | None = None
+
+    @property
+    def entry_point(self) -> str:
+        """The function or class that is tested; empty where a whole program is."""
+        return "" if isinstance(self.test, InputOutputTest) else self.test.entry_point
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """The problems of one source in its order; `sha256` is of the file's bytes."""
+
+    name: str
+    sha256: str
+    problems: tuple[Problem, ...]

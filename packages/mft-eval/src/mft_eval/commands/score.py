@@ -46,9 +46,9 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
 
     The run is to be finished once the results are written to `out` (`-` for stdout).
     """
-    check_output(out, overwrite=options.overwrite)
     if out != "-":
         check_no_journal(out, resume=options.resume, overwrite=options.overwrite)
+    check_output(out, overwrite=options.overwrite)
     problem_set = read_problems(problems)
     given = read_generations(generations, {problem.problem_id for problem in problem_set.problems})
     _check_complete(problem_set, given, options.partial)

@@ -17,7 +17,9 @@ def wilson_interval(num_correct: float, num_trials: int, z: float = Z_95) -> tup
     denominator = 1 + z * z / num_trials
     centre = share + z * z / (2 * num_trials)
     spread = z * math.sqrt(share * (1 - share) / num_trials + z * z / (4 * num_trials * num_trials))
-    return max(0.0, (centre - spread) / denominator), min(1.0, (centre + spread) / denominator)
+    # At the ends the formula gives 0 and 1 but for rounding.
+    low = 0.0 if num_correct == 0 else (centre - spread) / denominator
+    return low, 1.0 if num_correct == num_trials else (centre + spread) / denominator
 
 
 def bootstrap_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:

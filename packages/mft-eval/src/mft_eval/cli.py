@@ -216,6 +216,35 @@ def convert(problems: str, generations: str, target: str) -> None:
     _write_stdout(convert_generations(problems, generations, target))
 
 
+@main.command()
+@click.argument("problems", metavar="NAME|FILE")
+@click.argument("generations", metavar="GENERATIONS")
+@click.argument("problem_id", metavar="PROBLEM")
+@click.argument("sample_index", metavar="SAMPLE", type=click.IntRange(0))
+@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that the program may take.")
+@click.option("--memory-mb", type=click.IntRange(64, 65536), default=1024, help="MiB that the program may use.")
+@click.option("--show-program", is_flag=True, help="Write the program to stdout and do not run it.")
+def reproduce(
+    problems: str,
+    generations: str,
+    problem_id: str,
+    sample_index: int,
+    timeout: float,
+    memory_mb: int,
+    show_program: bool,
+) -> None:
+    """Judge one SAMPLE of a PROBLEM and tell the failing call, the error and what the program wrote."""
+    from mft_eval.commands.reproduce import find_program
+    from mft_eval.commands.reproduce import reproduce as reproduce_sample
+    from mft_eval.judging.judgement import Limits
+
+    problem, program = find_program(problems, generations, problem_id, sample_index)
+    if show_program:
+        _write_stdout(program.encode("utf-8", "replace"))
+    else:
+        _write_stdout(reproduce_sample(problem, program, Limits(timeout, memory_mb)).encode("utf-8", "replace"))
+
+
 def _fail_under(results: dict[str, Any], floors: tuple[tuple[str, float], ...]) -> None:
     from mft_eval.commands.show import check_floor
 

@@ -2,30 +2,110 @@
 
 import ast
 import re
+import textwrap
 import warnings
 
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$")
 _TOP_LEVEL = re.compile(r"^[^\s#)\]}]", re.MULTILINE)
 _MAX_CUTS = 50
+_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>\n*", re.DOTALL)
+_FIRST_CODE = re.compile(r"^(?:import |from \S+ import |def |class |async def |@\w|[A-Za-z_]\w* *= *\S)", re.MULTILINE)
+_IMPORTS = (ast.Import, ast.ImportFrom)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
 def extract_program(completion: str, entry_point: str, prompt: str = "") -> str:
-    """The program that `completion` answers with.
+    """The program that `completion` answers with; without an `entry_point`, the whole program that it holds.
 
     `prompt` is the code that the model was shown, if any: it holds imports and helpers, then the start of
-    `entry_point`. A completion that continues its last line is cut where the model goes on to something else. Otherwise
-    the code is the first fenced block that defines `entry_point`, else the first fenced block, else the whole text.
+    `entry_point`. What the model only thought is dropped. A completion that continues the prompt's last line is cut
+    where the model goes on to something else. Otherwise the code is the first fenced block that defines `entry_point`
+    and parses, after the blocks before it that it needs; else the first block; else the text from its first line of
+    code on. What is unfinished is cut at the last whole statement.
     """
+    completion = drop_thinking(completion)
+    if not entry_point:
+        blocks = fenced_blocks(completion)
+        return max(blocks, key=len) if blocks else _unfenced(completion)
     if defines(prompt, entry_point) and _starts_indented(completion):
         continued = prompt + cut_at_top_level(prompt, completion)
         if _parses(continued):
             return continued
-    blocks = fenced_blocks(completion)
-    code = next((block for block in blocks if defines(block, entry_point)), blocks[0] if blocks else completion)
+    code = _code_in(completion, entry_point)
     if defines(code, entry_point):
-        return _join(preamble_of(prompt, entry_point), code)
-    return prompt + cut_at_top_level(prompt, code) if defines(prompt, entry_point) else code
+        return _join(preamble_of(prompt, entry_point), cut_unfinished(code, entry_point))
+    if not defines(prompt, entry_point):
+        return code
+    return cut_unfinished(prompt + cut_at_top_level(prompt, code), entry_point)
+
+
+def drop_thinking(completion: str) -> str:
+    """`completion` without what stands in thinking tags, or before a closing one whose opening was in the prompt."""
+    closed = _THOUGHT.sub("", completion)
+    _, closing, answer = closed.rpartition("</think>")
+    return answer if closing else closed
+
+
+def cut_unfinished(code: str, entry_point: str) -> str:
+    """`code`, or if it does not parse, the most of its lines that do and define `entry_point`; else `code`."""
+    if _parses(code):
+        return code
+    lines = code.splitlines(keepends=True)
+    for stop in range(len(lines) - 1, max(0, len(lines) - _MAX_CUTS), -1):
+        kept = "".join(lines[:stop])
+        if not defines(kept, entry_point):
+            break
+        if _parses(kept):
+            return kept
+    return code
+
+
+def _code_in(completion: str, entry_point: str) -> str:
+    """The code of an answer: a block with what it needs of the blocks before it, or the text itself."""
+    blocks = [_dedent(block, entry_point) for block in fenced_blocks(completion)]
+    if not blocks:
+        return _unfenced(completion)
+    defining = [block for block in blocks if defines(block, entry_point)]
+    if not defining:
+        return blocks[0]
+    chosen = next((block for block in defining if _parses(block)), defining[0])
+    return "".join(_needed(blocks[: blocks.index(chosen)], chosen, entry_point)) + chosen
+
+
+def _needed(earlier: list[str], chosen: str, entry_point: str) -> list[str]:
+    """Those of the earlier blocks that define, and do nothing but define, what `chosen` looks up."""
+    if not _parses(chosen):
+        return []
+    used = {node.id for node in ast.walk(_tree(chosen)) if isinstance(node, ast.Name)}
+    needed = []
+    for block in earlier:
+        if not _parses(block) or defines(block, entry_point):
+            continue
+        body = _tree(block).body
+        given = {name.asname or name.name for node in body if isinstance(node, _IMPORTS) for name in node.names} | {
+            node.name for node in body if isinstance(node, _DEFINITIONS)
+        }
+        if given & used and all(isinstance(node, (*_IMPORTS, *_DEFINITIONS)) for node in body):
+            needed.append(block)
+    return needed
+
+
+def _unfenced(completion: str) -> str:
+    """The text from its first line of code on, where the whole of it is no code."""
+    if _parses(completion):
+        return completion
+    match = _FIRST_CODE.search(completion)
+    return cut_prose(completion[match.start() :]) if match else completion
+
+
+def cut_prose(text: str) -> str:
+    """`text` up to its first line in column 0 that neither is code nor leaves what stands before it open."""
+    starts = [match.start() for match in _TOP_LEVEL.finditer(text, 1)]
+    for start in reversed([*starts[:_MAX_CUTS], len(text)]):
+        if _parses(text[:start]):
+            return text[:start]
+    return text
 
 
 def defines(code: str, entry_point: str) -> bool:
@@ -87,11 +167,21 @@ def _starts_indented(text: str) -> bool:
 
 def _parses(code: str) -> bool:
     try:
-        with warnings.catch_warnings(action="ignore"):
-            ast.parse(code)
+        _tree(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
+
+
+def _tree(code: str) -> ast.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return ast.parse(code)
+
+
+def _dedent(block: str, entry_point: str) -> str:
+    """`block` without the indent that all of its lines have, where a whole function is indented."""
+    dedented = textwrap.dedent(block)
+    return dedented if defines(dedented, entry_point) else block
 
 
 def _join(preamble: str, code: str) -> str:

@@ -171,7 +171,8 @@ def _outcome(request: dict[str, Any], incoming: int, outgoing: int) -> dict[str,
     outcome = {"verdict": verdict, "detail": detail, "seconds": time.perf_counter() - start}
     outcome |= {"uses_objects": session.uses_objects, "programs_word": session.programs_word}
     if request["limits"]["is_captured"]:
-        outcome |= {"line": session.failed_line, "call": _shown_ask(session.last_ask)}
+        error = f"{session.last_error_name}: {session.last_error}" if session.last_error else ""
+        outcome |= {"line": session.failed_line, "call": _shown_ask(session.last_ask), "error": error[:2000]}
     return outcome
 
 

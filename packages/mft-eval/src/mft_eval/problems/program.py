@@ -2,6 +2,7 @@
 
 from mft_eval.generations.extraction import extract_program
 from mft_eval.generations.reading import Completion
+from mft_eval.generations.source_extraction import extract_source
 from mft_eval.problems.problem import Problem
 
 
@@ -9,4 +10,5 @@ def make_program(completion: Completion, problem: Problem) -> str:
     """The whole program, ready to be judged."""
     if completion.is_program:
         return completion.text
-    return extract_program(completion.text, problem.entry_point, problem.prompt_code)
+    extract = extract_program if problem.language == "python" else extract_source
+    return extract(completion.text, problem.entry_point, problem.prompt_code)

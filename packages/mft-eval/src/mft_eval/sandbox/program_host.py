@@ -33,7 +33,11 @@ def main() -> None:
     (kind, limits, *rest), _ = decode(read_frame(incoming), [])
     _limit(limits)
     # What bubblewrap and the interpreter said while starting was kept; what the program says goes nowhere.
-    os.dup2(2, 1) if limits["is_captured"] else os.dup2(0, 2)
+    if limits["is_captured"]:
+        os.dup2(2, 1)
+        sys.stdout.reconfigure(line_buffering=True)
+    else:
+        os.dup2(0, 2)
     if kind == "script":
         from mft_eval.sandbox.script_host import run_scripts
 

@@ -245,6 +245,17 @@ def reproduce(
         _write_stdout(reproduce_sample(problem, program, Limits(timeout, memory_mb)).encode("utf-8", "replace"))
 
 
+@main.command()
+def doctor() -> None:
+    """Show the sandbox's layers, the kernel's settings and the toolchains here, and what mends each."""
+    from mft_eval.commands.doctor import doctor as look_over
+
+    found, is_sound = look_over()
+    _write_stdout(found.encode())
+    if not is_sound:
+        raise EvalError("the sandbox does not hold on this machine", fix="see the table")
+
+
 def _fail_under(results: dict[str, Any], floors: tuple[tuple[str, float], ...]) -> None:
     from mft_eval.commands.show import check_floor
 

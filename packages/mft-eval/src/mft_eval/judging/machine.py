@@ -1,22 +1,107 @@
-"""Whether programs can be judged on this machine."""
+"""What of the sandbox works on this machine: each layer is tried by a program that would get through without it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mft_eval.errors import EvalError
 from mft_eval.judging.judgement import OUTSIDE, Limits, Ruling
+from mft_eval.judging.languages import LANGUAGES, toolchain_path
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request
 from mft_eval.problems.problem import Problem, PythonTest
 
-_ANSWER = "def answer():\n    return 42\n"
-_PROBE = Problem("check", (), "", PythonTest("answer", "assert answer() == 42\n"), _ANSWER)
-_PROBE_LIMITS = Limits(10.0, 1024)
+_ANSWER = "def answer(): return 42\n"
+_LIMITS = Limits(10.0, 256)
+# Kernel setting -> the value that lets sandboxes start, and the command that sets it.
+_SETTINGS = {
+    "user/max_user_namespaces": (lambda value: int(value) > 0, "sysctl -w user.max_user_namespaces=65536"),
+    "kernel/unprivileged_userns_clone": (lambda value: value == "1", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    "kernel/apparmor_restrict_unprivileged_userns": (
+        lambda value: value == "0",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+}
+# Layer -> a function whose answer is 42 where the layer holds.
+_LAYERS = {
+    "network": "import socket\ndef answer():\n    try: socket.create_connection(('127.0.0.1', 22), 1)\n"
+    "    except ConnectionRefusedError: pass\n    except OSError: pass\n"
+    "    return 42 if [name for _, name in socket.if_nameindex()] == ['lo'] else 0\n",
+    "files": "import os\ndef answer():\n"
+    "    hidden = not any(map(os.path.exists, ('/etc/passwd', '/home', '/proc/self', '/sys')))\n"
+    "    try: open('/usr/mft-eval-probe', 'w')\n    except OSError: return 42 if hidden else 0\n    return 0\n",
+    "processes": "import os\ndef answer():\n    return 42 if os.getpid() < 10 and os.getuid() != 0 else 0\n",
+    "process limit": "import os\ndef answer():\n    try:\n        for _ in range(64):\n"
+    "            if os.fork() == 0:\n                import time\n                time.sleep(9)\n"
+    "    except BlockingIOError: return 42\n    return 0\n",
+    "memory limit": "def answer():\n    try: bytearray(2**30)\n    except MemoryError: return 42\n    return 0\n",
+    "environment": "import os\ndef answer():\n"
+    "    return 42 if set(os.environ) <= {'PYTHONHASHSEED', 'LANG', 'HOME', 'PATH', 'PWD', 'LC_CTYPE'} else 0\n",
+    "further namespaces": "import ctypes\ndef answer(): return 42 if ctypes.CDLL(None).unshare(0x10000000) else 0\n",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: `mend` is the command that mends it, empty where there is none or no need."""
+
+    name: str
+    is_ok: bool
+    state: str
+    mend: str = ""
 
 
 def check_sandbox(pool: JudgePool) -> None:
     """Raises unless a program can be judged on this machine."""
-    request = make_request(_PROBE, _ANSWER, Ruling(OUTSIDE, may_use_objects=False), _PROBE_LIMITS)
-    ((_, outcome),) = pool.judge_all([("check", request)], num_workers=1)
+    outcome = _try(pool, _ANSWER)
     if outcome["verdict"] != "passed":
-        fix = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces, "
-        fix += "kernel.apparmor_restrict_unprivileged_userns), or CAP_SYS_ADMIN in a container"
         reason = (outcome.get("output", "").strip().splitlines() or [outcome["detail"] or outcome["verdict"]])[-1]
-        raise EvalError(f"programs cannot be judged on this machine: {reason}", fix=fix)
+        what = f"programs cannot be judged on this machine: {reason}"
+        raise EvalError(what, fix="allow unprivileged user namespaces: mft-eval doctor says how")
+
+
+def _try(pool: JudgePool, program: str) -> dict[str, Any]:
+    problem = Problem("check", (), "", PythonTest("answer", "assert answer() == 42\n"), "")
+    request = make_request(problem, program, Ruling(OUTSIDE, may_use_objects=False), _LIMITS)
+    ((_, outcome),) = pool.judge_all([("check", request)], num_workers=1)
+    return outcome
+
+
+def kernel_findings() -> list[Finding]:
+    """The settings that decide whether a sandbox can start, of those that this kernel has."""
+    findings = []
+    for name, (is_fine, mend) in _SETTINGS.items():
+        path = Path("/proc/sys") / name
+        if path.exists():
+            value = path.read_text().strip()
+            is_ok = is_fine(value)
+            findings.append(Finding(name.replace("/", "."), is_ok, value, "" if is_ok else mend))
+    return findings
+
+
+def layer_findings(pool: JudgePool) -> list[Finding]:
+    """Each layer of the sandbox, tried."""
+    started = _try(pool, _ANSWER)
+    if started["verdict"] != "passed":
+        reason = (started.get("output", "").strip().splitlines() or [started["detail"]])[-1]
+        mend = (
+            "docker run --security-opt seccomp=unconfined --cap-add SYS_ADMIN" if Path("/.dockerenv").exists() else ""
+        )
+        return [Finding("sandbox", False, reason, mend)]
+    findings = [Finding("sandbox", True, "starts")]
+    for name, program in _LAYERS.items():
+        outcome = _try(pool, program)
+        is_ok = outcome["verdict"] == "passed"
+        findings.append(Finding(name, is_ok, "holds" if is_ok else f"does not hold: {outcome['verdict']}"))
+    return findings
+
+
+def toolchain_findings() -> list[Finding]:
+    """The languages that programs can be judged in here; a missing one hinders only its own problems."""
+    packages = {"g++": "apt-get install g++", "node": "apt-get install nodejs"}
+    findings = []
+    for language in LANGUAGES.values():
+        path = toolchain_path(language) if language.name != "python" else "this interpreter"
+        mend = "" if path else packages[language.command]
+        findings.append(Finding(language.name, path is not None, path or f"no {language.command}", mend))
+    return findings

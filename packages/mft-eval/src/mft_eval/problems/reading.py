@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mft_eval.errors import EvalError
+from mft_eval.problems.contest_shapes import apps_problem, livecodebench_problem
+from mft_eval.problems.language_shapes import humaneval_x_problem, multiple_problem
 from mft_eval.problems.own_shape import own_problem
 from mft_eval.problems.problem import InputOutputTest, Problem, ProblemSet, PythonTest
 from mft_eval.problems.python_shapes import evalplus_problem, humaneval_problem, mbpp_problem
@@ -21,6 +23,14 @@ _Reader = Callable[[dict[str, Any], str], Problem]
 _SHAPES: tuple[tuple[str, frozenset[str], _Reader], ...] = (
     ("EvalPlus's", frozenset(("task_id", "canonical_solution", "base_input", "plus_input")), evalplus_problem),
     ("HumanEval's", frozenset(("task_id", "prompt", "entry_point", "test", "canonical_solution")), humaneval_problem),
+    (
+        "HumanEval-X's",
+        frozenset(("task_id", "prompt", "declaration", "canonical_solution", "test")),
+        humaneval_x_problem,
+    ),
+    ("MultiPL-E's", frozenset(("name", "language", "prompt", "tests", "stop_tokens")), multiple_problem),
+    ("LiveCodeBench's", frozenset(("question_id", "question_content", "public_test_cases")), livecodebench_problem),
+    ("APPS's", frozenset(("question", "input_output", "solutions")), apps_problem),
     ("MBPP's", frozenset(("task_id", "code", "test_list")), mbpp_problem),
     ("mft-eval's own", frozenset(("problem_id", "reference")), own_problem),
 )

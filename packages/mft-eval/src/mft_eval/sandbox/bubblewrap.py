@@ -68,6 +68,7 @@ def _inner_options(mounts: dict[str, str]) -> list[str]:
         "--uid", str(_UNPRIVILEGED_ID), "--gid", str(_UNPRIVILEGED_ID), "--cap-drop", "ALL",
         # A fixed hash seed: the same program and test give the same verdict every time.
         "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", "/tmp",  # noqa: S108
+        "--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin",
         *_file_system(mounts),
         "--perms", "1777", "--size", str(TMPFS_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp",  # noqa: S108
     ]

@@ -1,0 +1,57 @@
+"""Problems in other languages than Python: MultiPL-E's and HumanEval-X's shapes."""
+
+import re
+from typing import Any
+
+from mft_eval.errors import EvalError
+from mft_eval.problems.compiled_tests import compiled_test
+from mft_eval.problems.fields import task_id, text, user_message
+from mft_eval.problems.problem import Problem
+
+_NAMES = {"cpp": "C++", "javascript": "JavaScript"}
+_MULTIPLE = {"cpp": "cpp", "js": "javascript"}
+_HUMANEVAL_X = {"CPP": "cpp", "JavaScript": "javascript"}
+_LAST_FUNCTION = {
+    "cpp": re.compile(r"([A-Za-z_]\w*)\s*\([^{};]*\)\s*\{\s*\Z"),
+    "javascript": re.compile(r"(?:function\s+|const\s+|let\s+|var\s+)([A-Za-z_$]\w*)[^{}]*\{\s*\Z"),
+}
+
+
+def multiple_problem(record: dict[str, Any], where: str) -> Problem:
+    """MultiPL-E's shape: a prompt to continue and tests that follow; no reference."""
+    language = _language(text(record, "language", where), _MULTIPLE, where)
+    prompt, tests = text(record, "prompt", where), text(record, "tests", where)
+    # In some languages the tests begin with the brace that closes the function.
+    tests = tests.lstrip().removeprefix("}") if tests.lstrip().startswith("}") else tests
+    return _problem(text(record, "name", where), language, prompt, tests, "", where)
+
+
+def humaneval_x_problem(record: dict[str, Any], where: str) -> Problem:
+    """HumanEval-X's shape: a prompt to continue, a solution and a test that follows."""
+    name = task_id(record, where)
+    language = _language(name.partition("/")[0], _HUMANEVAL_X, where)
+    prompt = text(record, "prompt", where)
+    reference = prompt + text(record, "canonical_solution", where)
+    return _problem(name, language, prompt, text(record, "test", where), reference, where)
+
+
+def _language(name: str, known: dict[str, str], where: str) -> str:
+    if name not in known:
+        raise EvalError(f'the language is "{name}"', where=where, fix=f"use one of {', '.join(known)}")
+    return known[name]
+
+
+def _problem(problem_id: str, language: str, prompt: str, tests: str, reference: str, where: str) -> Problem:
+    found = _LAST_FUNCTION[language].search(prompt)
+    if found is None:
+        raise EvalError("the prompt does not end in the head of a function", where=where)
+    name = _NAMES[language]
+    ask = f"Complete this {name} function. Answer with the whole function in one fenced block of {name}."
+    return Problem(
+        problem_id=problem_id,
+        messages=user_message(f"{ask}\n\n```{language}\n{prompt.strip()}\n```"),
+        prompt_code=prompt,
+        test=compiled_test(language, found[1], tests),
+        reference=reference,
+        language=language,
+    )

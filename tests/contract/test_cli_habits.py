@@ -35,8 +35,13 @@ MISSING_INPUTS = [
     ["mft-infer", "chat", "missing/"],
     ["mft-eval", "problems", "missing.jsonl"],
     ["mft-eval", "score", "humaneval", "missing.jsonl"],
+    ["mft-eval", "join", "missing.json", "out.json"],
+    ["mft-eval", "compare", "missing.json", "missing.too.json"],
+    ["mft-eval", "show", "missing.json"],
+    ["mft-eval", "convert", "humaneval", "missing.jsonl"],
+    ["mft-eval", "reproduce", "humaneval", "missing.jsonl", "HumanEval/0", "0"],
 ]
-READS_NOTHING = {("mft-train", "schema")}
+READS_NOTHING = {("mft-train", "schema"), ("mft-eval", "doctor")}
 
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,14 @@ from mft_eval.sandbox.bubblewrap import find_bwrap
 LIMITS = Limits(timeout_seconds=2, memory_mb=256)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or writes the rulings of the person who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pool():
     """One server of judgements."""

@@ -78,7 +78,6 @@ HOSTILE = {
         "wrong",
     ),
     "is not Python": ("def f(:", "exception"),
-    "holds a null byte": ("\0", "exception"),
     "needs a package": ("import numpy", "exception"),
 }
 

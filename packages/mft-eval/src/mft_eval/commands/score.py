@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from mft_eval.judging.languages import check_toolchain
 from mft_eval.judging.machine import check_sandbox
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
+from mft_eval.judging.ruling_cache import cache_path, read_rulings, write_rulings
 from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
@@ -62,7 +64,7 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
     journal = Journal(journal_path(out), header, resume=options.resume) if out != "-" else None
     try:
         run = Run(given, options, journal)
-        run.judge([problem for _, problem in chosen])
+        run.judge([problem for _, problem in chosen], cache_path(problem_set, options.limits))
     except BaseException:
         if journal is not None:
             journal.close(is_finished=False)
@@ -125,8 +127,12 @@ class Run:
         if self.journal:
             self.journal.close(is_finished=True)
 
-    def judge(self, problems: list[Problem]) -> None:
+    def judge(self, problems: list[Problem], rulings_path: Path) -> None:
         """Fills rulings and judgements for `problems`; raises where a reference passes nowhere."""
+        cached = read_rulings(rulings_path)
+        for problem in problems:
+            if problem.problem_id in cached:
+                self.rulings.setdefault(problem.problem_id, cached[problem.problem_id])
         by_id = {problem.problem_id: problem for problem in problems}
         unruled = [problem for problem in problems if problem.problem_id not in self.rulings]
         samples = [(problem_id, index) for problem_id in by_id for index in sorted(self.given.completions[problem_id])]
@@ -142,6 +148,8 @@ class Run:
                 self.rulings[problem_id] = ruling
                 if self.journal:
                     self.journal.add_ruling(problem_id, ruling)
+            if unruled:
+                write_rulings(rulings_path, cached | self.rulings)
             self._check_faults()
             left = [(by_id[problem_id], index) for problem_id, index in unjudged if not self.rulings[problem_id].fault]
             late = []

@@ -5,6 +5,7 @@ JSON each, and answers each request with a line on stdout. While one program is 
 used twice. The end of stdin, also in the middle of a request, ends everything that it has started.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -18,11 +19,14 @@ from typing import Any
 from mft_eval.judging.python_test import run_python_test
 from mft_eval.judging.script_test import run_script_test
 from mft_eval.judging.session import PROGRAM_ENDED, Session, VerdictReached
+from mft_eval.sandbox.bundle import make_bundle
 from mft_eval.sandbox.program_host import READY
 from mft_eval.wire.channel import read_frame
 from mft_eval.wire.codec import GarbageError
 
 START_SECONDS = 30
+# A whole bundle fits, so that the start of a sandbox waits for nobody.
+_PIPE_BYTES = 2**18
 _MEMORY_BYTES = 4 * 2**30
 _MOST_OUTPUT_BYTES = 64 * 2**10
 
@@ -70,16 +74,19 @@ def main() -> None:
         os.dup2(null, standard)
     lines = os.fdopen(requests, "rb")
     command = json.loads(lines.readline())["command"]
-    sandbox = _start(command)
+    bundle = make_bundle()
+    sandbox = _start(command, bundle)
     try:
         while line := lines.readline():
             used, sandbox = sandbox, None
             try:
-                outcome = _judge_apart(json.loads(line), used, requests, lambda: _start(command))
+                outcome = _judge_apart(json.loads(line), used, requests, lambda: _start(command, bundle))
                 sandbox = outcome.pop("next_sandbox")
+                # The next request can come while the kernel takes the sandbox apart.
+                used.process.kill()
+                _write_all(answers, json.dumps(outcome).encode() + b"\n")
             finally:
                 used.close()
-            os.write(answers, json.dumps(outcome).encode() + b"\n")
     except BrokenPipeError:
         pass
     finally:
@@ -87,9 +94,19 @@ def main() -> None:
             sandbox.close()
 
 
-def _start(command: list[str]) -> Sandbox:
+def _start(command: list[str], bundle: bytes) -> Sandbox:
     noise = os.memfd_create("noise")
-    return Sandbox(Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=noise), noise)
+    process = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=noise, pipesize=_PIPE_BYTES)
+    # A sandbox that does not start has said why.
+    with contextlib.suppress(BrokenPipeError):
+        _write_all(process.stdin.fileno(), bundle)
+    return Sandbox(process, noise)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def _judge_apart(request: dict[str, Any], sandbox: Sandbox, requests: int, start_next: Any) -> dict[str, Any]:
@@ -151,11 +168,9 @@ def _judge_and_exit(request: dict[str, Any], sandbox: Sandbox, writer: int) -> N
             signal.setitimer(signal.ITIMER_REAL, request["timeout_seconds"])
             outcome = _outcome(request, incoming, outgoing)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        remaining = memoryview(json.dumps(outcome).encode() + b"\n")
         if outcome["detail"] == "the sandbox did not start":
             os.write(writer, b"\n")
-        while remaining:
-            remaining = remaining[os.write(writer, remaining) :]
+        _write_all(writer, json.dumps(outcome).encode() + b"\n")
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:

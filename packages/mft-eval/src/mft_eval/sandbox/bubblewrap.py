@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mft_eval.errors import EvalError
+from mft_eval.sandbox.bundle import boot_code
 from mft_eval.sandbox.program_host import TMPFS_BYTES
 
 # Python without site-packages, user site, the working directory on its path, or bytecode written.
@@ -14,7 +15,7 @@ _UNPRIVILEGED_ID = 65534
 _PACKAGE_PARENT = "/opt/judge"
 _BWRAP_DIR = "/opt/bubblewrap"
 _START = "import sys; sys.path.append({!r}); from mft_eval.{} import main; main()"
-_HOST, _SERVER = "sandbox.program_host", "judging.server"
+_SERVER = "judging.server"
 _DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
 
 
@@ -36,7 +37,7 @@ def server_commands(bwrap_path: str) -> tuple[list[str], list[str]]:
     """
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     mounts = _mounts()
-    host = [python, *PYTHON_FLAGS, "-c", _START.format(_PACKAGE_PARENT, _HOST)]
+    host = [python, *PYTHON_FLAGS, "-c", boot_code(_PACKAGE_PARENT)]
     if os.geteuid() != 0:
         server = [python, *PYTHON_FLAGS, "-c", _START.format(str(Path(__file__).parents[2]), _SERVER)]
         return server, [bwrap_path, *_inner_options(mounts), *host]

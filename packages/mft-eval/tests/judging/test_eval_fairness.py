@@ -26,7 +26,7 @@ TRUSTED = {
     "a class with methods": (CLASS, "a = f(3)\nassert a.square() == 9\nassert a.grow(2).n == 5\nassert f.two() == 2"),
     "a class with protocols": (
         CLASS,
-        "a = f(3)\nassert len(a) == 3 and a[2] == 6 and 3 in a and list(a) == [0, 1, 2]\n"
+        "a = f(3)\nassert len(a) == 3 and a[2] == 6 and list(a) == [0, 1, 2]\n"
         "with a as b:\n    assert b is a\nassert repr(a) == str(a) == f'{a}' == 'f(3)'",
     ),
     "an attribute that is set": (
@@ -118,6 +118,11 @@ PROGRAMS_WORD = {
         "class f:\n    def __init__(self, n): self.n = n\n    def __add__(self, o): return f(self.n + o.n)\n"
         "    def __eq__(self, o): return self.n == o.n",
         "assert f(1) + f(2) == f(3)",
+    ),
+    "membership of its own": (CLASS, "assert 3 in f(3)"),
+    "a difference of its own": (
+        "class f:\n    def __sub__(self, other): return 0.0",
+        "assert abs(f() - 4) < 1e-6",
     ),
     "a class to be tested for": ("class f: pass\ndef make(): return f()", "assert isinstance(make(), f)"),
     "an order of its own": (

@@ -52,6 +52,25 @@ def test_many_requests_come_back_once_each():
     assert {number for number, outcome in found if outcome["verdict"] == "passed"} == {n for n in range(12) if n % 3}
 
 
+def test_hostile_neighbours_change_no_verdict():
+    hostile = [
+        "import os\nwhile True: os.fork()",
+        "big = [0]\nwhile True: big += big",
+        "import os\ndef f(x): os.kill(-1, 9)",
+        "def f(x):\n    while True: pass",
+        "import os\ndef f(x):\n    for n in range(99): open(f'/tmp/{n}', 'wb').write(bytes(2**25))",
+        "import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0taken')\ndef f(x): return 1",
+        "import os\ndef f(x):\n    for n in range(3, 99):\n        try: os.write(n, b'x' * 99)\n"
+        "        except OSError: pass",
+    ]
+    programs = [program for pair in zip(hostile, [SQUARE] * len(hostile), strict=True) for program in pair]
+    with JudgePool(find_bwrap(), 3) as pool:
+        found = dict(pool.judge_all((number, request(program, seconds=5)) for number, program in enumerate(programs)))
+    assert [number for number, outcome in sorted(found.items()) if outcome["verdict"] == "passed"] == list(
+        range(1, 14, 2)
+    )
+
+
 def test_a_server_that_dies_costs_one_sample():
     with JudgePool(find_bwrap(), 1) as pool:
         found = []

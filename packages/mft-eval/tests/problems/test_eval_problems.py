@@ -112,3 +112,16 @@ def test_completion_prompts_need_code_to_continue(tmp_path):
     (problem,) = read_problems(write(tmp_path / "mbpp.jsonl", MBPP)).problems
     with pytest.raises(EvalError, match="no code to continue, use --style chat"):
         completion_prompt(problem)
+
+
+def test_what_the_reference_imports_is_the_tests_own(judge_problem, tmp_path):
+    """The test leans on an import of the solution; a program must not bring its own idea of what is close."""
+    record = OWN | {
+        "test": "assert math.isclose(one(), 1)\nassert same(one(), 1)",
+        "reference": "import math\nfrom operator import eq as same\ndef one():\n    return math.cos(0)\n",
+    }
+    (problem,) = read_problems(write(tmp_path / "own.jsonl", record)).problems
+    assert problem.test.preamble == "import math\nfrom operator import eq as same\n"
+    forger = "class math:\n    isclose = lambda *a: True\ndef same(*a): return True\ndef one(): return 2\n"
+    assert judge_problem(problem, forger).verdict == "wrong"
+    assert judge_problem(problem, "def one(): return 1").verdict == "passed"

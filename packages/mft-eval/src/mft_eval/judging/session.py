@@ -9,7 +9,7 @@ import types
 from mft_eval.wire.channel import read_frame, write_frame
 from mft_eval.wire.codec import CannotCrossError, GarbageError, TooLargeError, decode, encode
 from mft_eval.wire.exceptions import counterpart, names_of
-from mft_eval.wire.handle import CALLABLE, CLASS, COMPARISONS, ITERATOR, OBJECT, Handle
+from mft_eval.wire.handle import BINARY, CALLABLE, CLASS, COMPARISONS, ITERATOR, OBJECT, Handle
 from mft_eval.wire.peer import Peer
 
 TYPE_CHECKING = False
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # The program's exit status, which the server that started its sandbox knows, says how it ended.
 PROGRAM_ENDED = "program-ended"
 _ITERATION = frozenset(("iter", "next", "len"))
-# What the program alone decides: a class can be equal to everything.
-_PROGRAMS_WORD = COMPARISONS | {"isinstance", "issubclass", "bool"}
+# What the program alone decides, knowing what it is held against: a class can be equal to everything.
+_PROGRAMS_WORD = COMPARISONS | {*BINARY, "divmod", "contains", "isinstance", "issubclass", "bool"}
 _BUILTIN_ITERATORS = (
     *(type(iter(iterable)) for iterable in ([], (), {}, "", set(), range(0), b"")),
     *(map, filter, zip, enumerate, reversed, types.GeneratorType),

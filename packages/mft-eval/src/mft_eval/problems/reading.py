@@ -7,6 +7,7 @@ import importlib.util
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,35 @@ def _parse(line: bytes, where: str) -> Problem:
     problem = reader(record, where)
     if not isinstance(problem.test, InputOutputTest) and not problem.entry_point.isidentifier():
         raise EvalError(f'"entry_point" is not a name: "{problem.entry_point}"', where=where)
+    if problem.language == "python":
+        _check_python("reference solution", problem.reference, where)
     if isinstance(problem.test, PythonTest):
         _check_python("test", problem.test.script, where)
         _check_python("preamble", problem.test.preamble, where)
-    if problem.language == "python":
-        _check_python("reference solution", problem.reference, where)
+        preamble = problem.test.preamble + _imports_for(problem.test, problem.reference)
+        return replace(problem, test=replace(problem.test, preamble=preamble))
     return problem
+
+
+def _imports_for(test: PythonTest, reference: str) -> str:
+    """The reference's imports of names that its test looks up: they are the problem's, not the program's to give."""
+    preamble = _bound_names(ast.parse(test.preamble))
+    lines = []
+    for node in ast.parse(reference).body:
+        bound = _bound_names(ast.Module([node], [])) - preamble
+        if isinstance(node, ast.Import | ast.ImportFrom) and bound & set(test.names) - {test.entry_point}:
+            lines.append(f"{ast.unparse(node)}\n")
+    return "".join(lines)
+
+
+def _bound_names(module: ast.Module) -> set[str]:
+    """The names that imports at the top level of `module` bind."""
+    return {
+        (name.asname or name.name).partition(".")[0]
+        for node in module.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
 
 
 def _nearest(record: dict[str, Any]) -> str:

@@ -75,18 +75,18 @@ def _reflected(operation: str) -> Any:
 
 
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
-_BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
+BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "or", "xor")
 _OTHERS = (
     *("iter", "len", "getitem", "setitem", "delitem", "contains", "str", "repr", "format", "hash", "int", "float"),
     *("index", "neg", "pos", "abs", "invert", "round", "divmod", "enter", "reversed"),
 )
 OPERATIONS = frozenset(
     (
-        *(*COMPARISONS, *_BINARY, *_OTHERS),
+        *(*COMPARISONS, *BINARY, *_OTHERS),
         *("call", "getattr", "setattr", "delattr", "next", "isinstance", "issubclass", "bool", "exit"),
     )
 )
-for _name in (*COMPARISONS, *_BINARY, *_OTHERS):
+for _name in (*COMPARISONS, *BINARY, *_OTHERS):
     setattr(Handle, f"__{_name}__", _forwarded(_name))
-for _name in _BINARY:
+for _name in BINARY:
     setattr(Handle, f"__r{_name}__", _reflected(_name))

@@ -63,6 +63,9 @@ class _Floor(click.ParamType):
         return name, found
 
 
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Programs judged at a time."
+)
 _FAIL_UNDER = click.option(
     "--fail-under", "floors", type=_Floor(), multiple=True, help="Exit with 3 where a score is lower: pass@1=0.30."
 )
@@ -82,15 +85,18 @@ def main() -> None:
     default="chat",
     help="Conversation that asks for the function, or raw code to continue.",
 )
-def problems(problems: str, style: str) -> None:
+@click.option(
+    "--kind",
+    type=click.Choice(["plain", "fim", "fix"]),
+    default="plain",
+    help="The task: as it is, fill in hidden lines, or repair a wrong program.",
+)
+@_WORKERS
+def problems(problems: str, style: str, kind: str, workers: int) -> None:
     """Write the prompts of a benchmark (humaneval) or of a problems FILE to stdout, as JSONL."""
-    import orjson
+    from mft_eval.commands.problems import write_prompts
 
-    from mft_eval.problems.prompts import STYLES
-    from mft_eval.problems.reading import read_problems
-
-    prompts = [STYLES[style](problem) for problem in read_problems(problems).problems]
-    _write_stdout(b"".join(orjson.dumps(prompt, option=orjson.OPT_APPEND_NEWLINE) for prompt in prompts))
+    _write_stdout(write_prompts(problems, style, kind, workers))
 
 
 @main.command()
@@ -105,8 +111,12 @@ def problems(problems: str, style: str) -> None:
 )
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that a program may take.")
 @click.option("--memory-mb", type=click.IntRange(64, 65536), default=1024, help="MiB that a program may use.")
+@_WORKERS
 @click.option(
-    "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Programs judged at a time."
+    "--kind",
+    type=click.Choice(["plain", "fim"]),
+    default="plain",
+    help="The task that was asked for; repairs are scored as plain.",
 )
 @click.option("--partial", is_flag=True, help="Leave problems without a generation out of the mean.")
 @click.option("--allow-broken", is_flag=True, help="Leave problems whose own reference fails out of the mean.")
@@ -123,6 +133,7 @@ def score(
     timeout: float,
     memory_mb: int,
     workers: int,
+    kind: str,
     partial: bool,
     allow_broken: bool,
     part: tuple[int, int],
@@ -143,7 +154,7 @@ def score(
     if timings is not None:
         check_output(timings, overwrite=overwrite)
     limits = Limits(timeout, memory_mb)
-    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume)
+    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume, kind)
     results, run = score_generations(problems, generations, out, options)
     if timings is not None:
         write_file(encode_timings(run), timings)

@@ -1,7 +1,7 @@
 """Scoring a model's generations: references first, then every completion, one results object."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mft_eval.judging.machine import check_sandbox
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.judging.ruling_cache import cache_path, read_rulings, write_rulings
+from mft_eval.problems.infilling import infilling_problem
 from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
@@ -41,6 +42,7 @@ class ScoreOptions:
     part: tuple[int, int]
     overwrite: bool
     resume: bool
+    kind: str = "plain"
 
 
 def score(problems: str, generations: str, out: str, options: ScoreOptions) -> tuple[dict[str, Any], "Run"]:
@@ -52,6 +54,8 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
         check_no_journal(out, resume=options.resume, overwrite=options.overwrite)
     check_output(out, overwrite=options.overwrite)
     problem_set = read_problems(problems)
+    if options.kind == "fim":
+        problem_set = _infilling(problem_set)
     given = read_generations(generations, {problem.problem_id for problem in problem_set.problems})
     _check_complete(problem_set, given, options.partial)
     ks = choose_ks(options.ks, given)
@@ -70,6 +74,12 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
             journal.close(is_finished=False)
         raise
     return _results(header, part, chosen, run), run
+
+
+def _infilling(problem_set: ProblemSet) -> ProblemSet:
+    made = [infilling_problem(problem) for problem in problem_set.problems]
+    problems = tuple(problem for problem in made if problem is not None)
+    return replace(problem_set, name=f"{problem_set.name} (fim)", problems=problems)
 
 
 def _results(

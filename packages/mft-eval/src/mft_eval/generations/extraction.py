@@ -40,6 +40,24 @@ def extract_program(completion: str, entry_point: str, prompt: str = "") -> str:
     return cut_unfinished(prompt + cut_at_top_level(prompt, code), entry_point)
 
 
+def extract_infill(completion: str, prefix: str) -> str:
+    """The lines that fill the gap after `prefix`: the first fenced block, else the text.
+
+    Lines without an indent, where the gap has one, get it. A raw completion that goes on into new top-level code is
+    cut there.
+    """
+    completion = drop_thinking(completion)
+    blocks = fenced_blocks(completion)
+    code = (blocks[0] if blocks else completion).strip("\n")
+    head = next((line for line in reversed(prefix.splitlines()) if line.strip()), "")
+    indent = head[: len(head) - len(head.lstrip())]
+    if head.rstrip().endswith(":"):
+        indent += "    "
+    if code and not code.startswith((" ", "\t")):
+        code = textwrap.indent(textwrap.dedent(code), indent)
+    return cut_at_top_level(prefix, code).rstrip("\n") + "\n"
+
+
 def drop_thinking(completion: str) -> str:
     """`completion` without what stands in thinking tags, or before a closing one whose opening was in the prompt."""
     closed = _THOUGHT.sub("", completion)

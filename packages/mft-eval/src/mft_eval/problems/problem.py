@@ -41,7 +41,7 @@ class Problem:
     """One problem. `prompt_code` is what a completion continues (empty where there is no code to continue).
 
     `reference` is a whole program that solves it, or empty where the source has none; `timeout_seconds` overrides the
-    run's.
+    run's. `suffix_code` is what follows the completion, where it is to fill a gap; `buggy` a whole program to repair.
     """
 
     problem_id: str
@@ -52,6 +52,8 @@ class Problem:
     language: str = "python"
     tags: tuple[str, ...] = ()
     timeout_seconds: float | None = None
+    suffix_code: str | None = None
+    buggy: str = ""
 
     @property
     def entry_point(self) -> str:

@@ -1,6 +1,6 @@
 """The program that a completion stands for, given its problem."""
 
-from mft_eval.generations.extraction import extract_program
+from mft_eval.generations.extraction import extract_infill, extract_program
 from mft_eval.generations.reading import Completion
 from mft_eval.generations.source_extraction import extract_source
 from mft_eval.problems.problem import Problem
@@ -10,5 +10,7 @@ def make_program(completion: Completion, problem: Problem) -> str:
     """The whole program, ready to be judged."""
     if completion.is_program:
         return completion.text
+    if problem.suffix_code is not None:
+        return problem.prompt_code + extract_infill(completion.text, problem.prompt_code) + problem.suffix_code
     extract = extract_program if problem.language == "python" else extract_source
     return extract(completion.text, problem.entry_point, problem.prompt_code)

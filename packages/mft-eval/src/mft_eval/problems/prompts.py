@@ -16,7 +16,8 @@ def completion_prompt(problem: Problem) -> dict[str, Any]:
     """A prompts line with raw text to continue."""
     if not problem.prompt_code:
         raise EvalError(f'problem "{problem.problem_id}" has no code to continue', fix="use --style chat")
-    return {"problem_id": problem.problem_id, "prompt": problem.prompt_code}
+    line = {"problem_id": problem.problem_id, "prompt": problem.prompt_code}
+    return line if problem.suffix_code is None else line | {"suffix": problem.suffix_code}
 
 
 STYLES: dict[str, Callable[[Problem], dict[str, Any]]] = {"chat": chat_prompt, "completion": completion_prompt}

@@ -24,6 +24,8 @@ def humaneval_problem(record: dict[str, Any], where: str) -> Problem:
         prompt_code=prompt,
         test=PythonTest(entry_point, script, preamble_of(prompt, entry_point)),
         reference=prompt + text(record, "canonical_solution", where),
+        # HumanEvalPack's files are of this shape, with a bug to find.
+        buggy=prompt + text(record, "buggy_solution", where) if "buggy_solution" in record else "",
     )
 
 

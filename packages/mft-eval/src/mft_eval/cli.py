@@ -257,6 +257,21 @@ def reproduce(
 
 
 @main.command()
+@click.argument("references", metavar="REFERENCES")
+@click.argument("generations", metavar="GENERATIONS...", nargs=-1, required=True)
+@click.option("--format", "style", type=click.Choice(["table", "markdown", "json"]), default="table", help="Of stdout.")
+def text(references: str, generations: tuple[str, ...], style: str) -> None:
+    """Score GENERATIONS against REFERENCES by chrF, BLEU and exact match, where nothing can be executed."""
+    from mft_eval.commands.text import score_texts, show_texts
+    from mft_eval.scoring.artifact import encode_json
+
+    if len(set(generations)) < len(generations):
+        raise click.UsageError("a generations file is there twice.")
+    scored = score_texts(references, generations)
+    _write_stdout(encode_json(scored) if style == "json" else show_texts(scored, style).encode())
+
+
+@main.command()
 def doctor() -> None:
     """Show the sandbox's layers, the kernel's settings and the toolchains here, and what mends each."""
     from mft_eval.commands.doctor import doctor as look_over

@@ -30,6 +30,7 @@ ORDER = {
         "judging",
         "scoring",
         "commands",
+        "parameter_types",
         "cli",
     ],
     "mft_infer": [

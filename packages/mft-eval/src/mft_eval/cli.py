@@ -7,67 +7,16 @@ from typing import Any
 import click
 
 from mft_eval.errors import EvalError
+from mft_eval.parameter_types import CommaSeparatedCounts, Floor, Part
 
 _UNDER_FLOOR = 3
-
-
-class _CommaSeparatedCounts(click.ParamType):
-    """`1,10` as a sorted tuple of positive integers."""
-
-    name = "counts"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """The counts; fails for anything else."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            counts = sorted({int(part) for part in value.split(",")})
-        except ValueError:
-            counts = [0]
-        if counts[0] < 1:
-            self.fail(f'"{value}" is not a list of positive integers such as 1,10', param, ctx)
-        return tuple(counts)
-
-
-class _Part(click.ParamType):
-    """`2/4` as (2, 4)."""
-
-    name = "part"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """The part; fails for anything else."""
-        if isinstance(value, tuple):
-            return value
-        which, _, of = value.partition("/")
-        if not (which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
-            self.fail(f'"{value}" is not a part such as 2/4', param, ctx)
-        return int(which), int(of)
-
-
-class _Floor(click.ParamType):
-    """`pass@1=0.30` as ("pass@1", 0.3)."""
-
-    name = "floor"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """The score's name and its floor; fails for anything else."""
-        if isinstance(value, tuple):
-            return value
-        name, _, floor = value.partition("=")
-        try:
-            found = float(floor)
-        except ValueError:
-            found = -1.0
-        if not name.startswith("pass@") or not 0 <= found <= 1:
-            self.fail(f'"{value}" is not a floor such as pass@1=0.30', param, ctx)
-        return name, found
 
 
 _WORKERS = click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Programs judged at a time."
 )
 _FAIL_UNDER = click.option(
-    "--fail-under", "floors", type=_Floor(), multiple=True, help="Exit with 3 where a score is lower: pass@1=0.30."
+    "--fail-under", "floors", type=Floor(), multiple=True, help="Exit with 3 where a score is lower: pass@1=0.30."
 )
 
 
@@ -106,7 +55,7 @@ def problems(problems: str, style: str, kind: str, workers: int) -> None:
 @click.option(
     "--k",
     "ks",
-    type=_CommaSeparatedCounts(),
+    type=CommaSeparatedCounts(),
     help="The k of pass@k, such as 1,10; by default those of 1,10,100 that fit.",
 )
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that a program may take.")
@@ -120,7 +69,7 @@ def problems(problems: str, style: str, kind: str, workers: int) -> None:
 )
 @click.option("--partial", is_flag=True, help="Leave problems without a generation out of the mean.")
 @click.option("--allow-broken", is_flag=True, help="Leave problems whose own reference fails out of the mean.")
-@click.option("--part", type=_Part(), default="1/1", help="Which part of the problems to judge, such as 2/4.")
+@click.option("--part", type=Part(), default="1/1", help="Which part of the problems to judge, such as 2/4.")
 @click.option("--timings", metavar="FILE", help="Write the seconds of every sample to a JSONL FILE.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of OUT.")

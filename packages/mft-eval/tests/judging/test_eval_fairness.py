@@ -171,6 +171,12 @@ def test_a_reference_that_passes_only_beside_its_test_is_followed_with(judge, na
     assert judgement.untrusted
 
 
+def test_a_large_table_under_a_name_of_the_tests_is_no_fault(judge):
+    program = "row = list(range(2_000_000))\ndef f(x): return row[x]"
+    judgement = judge(program, "for row in (3, 5):\n    assert f(row) == row\n", reference="def f(x): return x")
+    assert judgement.verdict == "passed", judgement
+
+
 def test_an_assertion_in_a_callback_cannot_be_swallowed(judge):
     test = "def g(x): assert x == 4\nf(g)\n"
     swallow = "def f(g):\n    try: g(5)\n    except AssertionError: pass\n"

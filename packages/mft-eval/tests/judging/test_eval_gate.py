@@ -40,6 +40,12 @@ def test_a_slow_reference_gives_its_problem_more_time(pool):
     assert (rulings["slow"].mode, rulings["slow"].time_factor, rulings["slow"].fault) == ("outside", 6, "")
 
 
+def test_a_reference_that_takes_much_of_its_time_gives_its_problem_more(pool):
+    slow = "import time\ndef f(x):\n    time.sleep(0.6)\n    return x"
+    rulings = rule([problem("slow", "assert f(1) == 1", slow)], pool, Limits(2, 256), lambda _: None)
+    assert (rulings["slow"].mode, rulings["slow"].time_factor) == ("outside", 6)
+
+
 def test_a_reference_that_never_ends_is_broken(pool):
     endless = "def f(x):\n    while True: pass"
     rulings = rule([problem("endless", "assert f(1) == 1", endless)], pool, Limits(0.1, 256), lambda _: None)

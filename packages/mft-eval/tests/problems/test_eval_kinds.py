@@ -48,9 +48,8 @@ def test_every_hidden_span_of_humaneval_is_whole_and_put_back():
         assert infilling_problem(problem) == problem or problem.suffix_code is not None
 
 
-@pytest.mark.parametrize(("first", "step"), [pytest.param(0, 1, marks=pytest.mark.slow), (3, 8)])
-def test_hidden_lines_score_all_and_null_answers_none(first, step):
-    made = [infilling_problem(problem) for problem in read_problems("humaneval").problems][first::step]
+def test_hidden_lines_score_all_and_null_answers_none():
+    made = [infilling_problem(problem) for problem in read_problems("humaneval").problems][3::8]
     lines = []
     for problem in made:
         hidden = hidden_lines(problem)
@@ -139,3 +138,36 @@ def test_what_cannot_be_made_into_a_kind_is_one_clear_error(tmp_path):
     result = run("problems", problems, "--kind", "fim")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "no problem can be made into the kind fim" in result.stderr
+
+
+def test_unit_tests_are_asked_for_and_scored_by_mutants(tmp_path):
+    problems = tmp_path / "problems.jsonl"
+    own = "assert f([1, 3, 5, 6]) == 11\nassert f([2, 3]) == 4\nassert f([5]) == 0\n"
+    record = {"problem_id": "p", "prompt": "Write f.", "entry_point": "f", "test": own, "reference": SOURCE}
+    problems.write_text(json.dumps(record) + "\n")
+    (line,) = map(json.loads, run("problems", problems, "--kind", "tests").stdout.splitlines())
+    assert SOURCE.strip() in line["messages"][0]["content"]
+    assert own not in line["messages"][0]["content"]
+    answers = generations([("p", 0, f"```python\n{own}```"), ("p", 1, ""), ("p", 2, "assert f([]) == 1")])
+    results = json.loads(run("score", problems, "-", "--kind", "tests", stdin=answers).stdout)
+    assert results["problems_source"]["name"] == "problems.jsonl (tests)"
+    assert [sample["verdict"] for sample in results["problems"][0]["samples"]] == ["passed", "wrong", "wrong"]
+    assert results["problems"][0]["samples"][2]["detail"] == "fails on the reference"
+
+
+def test_the_tests_of_humaneval_score_all_and_null_answers_none():
+    """Each problem's own test, as an answer to the request for tests."""
+    chosen = read_problems("humaneval").problems[5::20]
+    lines = [
+        (problem.problem_id, index, answer)
+        for problem in chosen
+        for index, answer in enumerate(
+            (f"```python\n{problem.test.preamble}{problem.test.script}```", "", "assert True")
+        )
+    ]
+    result = run("score", "humaneval", "-", "--kind", "tests", "--partial", stdin=generations(lines))
+    assert result.exit_code == 0, result.output
+    problems = json.loads(result.stdout)["problems"]
+    verdicts = {tuple(sample["verdict"] == "passed" for sample in problem["samples"]) for problem in problems}
+    assert verdicts == {(True, False, False)}
+    assert len(problems) == len(chosen)

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from mft_eval.commands.kinds import make_kind
 from mft_eval.commands.progress import Progress
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import Generations, read_generations
@@ -17,7 +18,6 @@ from mft_eval.judging.machine import check_sandbox
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.judging.ruling_cache import cache_path, read_rulings, write_rulings
-from mft_eval.problems.infilling import infilling_problem
 from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
@@ -54,9 +54,9 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
         check_no_journal(out, resume=options.resume, overwrite=options.overwrite)
     check_output(out, overwrite=options.overwrite)
     problem_set = read_problems(problems)
-    if options.kind == "fim":
-        problem_set = _infilling(problem_set)
     given = read_generations(generations, {problem.problem_id for problem in problem_set.problems})
+    if options.kind != "plain":
+        problem_set = _of_kind(problem_set, given, options)
     _check_complete(problem_set, given, options.partial)
     ks = choose_ks(options.ks, given)
     which, num_parts = options.part
@@ -68,7 +68,7 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
     journal = Journal(journal_path(out), header, resume=options.resume) if out != "-" else None
     try:
         run = Run(given, options, journal)
-        run.judge([problem for _, problem in chosen], cache_path(problem_set, options.limits))
+        run.judge([problem for _, problem in chosen], cache_path(problem_set, options.limits, options.kind))
     except BaseException:
         if journal is not None:
             journal.close(is_finished=False)
@@ -76,10 +76,15 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
     return _results(header, part, chosen, run), run
 
 
-def _infilling(problem_set: ProblemSet) -> ProblemSet:
-    made = [infilling_problem(problem) for problem in problem_set.problems]
-    problems = tuple(problem for problem in made if problem is not None)
-    return replace(problem_set, name=f"{problem_set.name} (fim)", problems=problems)
+def _of_kind(problem_set: ProblemSet, given: Generations, options: ScoreOptions) -> ProblemSet:
+    """The problems made into the kind of task that was asked for; those without a generation only if all are needed."""
+    chosen = [p for p in problem_set.problems if not options.partial or p.problem_id in given.completions]
+    made = make_kind(chosen, options.kind, options.num_workers)
+    unknown = sorted(given.completions.keys() - {problem.problem_id for problem in made})
+    if unknown:
+        what = f'problem "{unknown[0]}" cannot be made into the kind {options.kind}'
+        raise EvalError(what, fix=f"generate from mft-eval problems --kind {options.kind}")
+    return replace(problem_set, name=f"{problem_set.name} ({options.kind})", problems=tuple(made))
 
 
 def _results(

@@ -11,6 +11,8 @@ from mft_eval.problems.problem import Problem, PythonTest
 
 _OUTSIDE = Ruling(OUTSIDE, may_use_objects=True)
 _PATIENT = Ruling(OUTSIDE, may_use_objects=True, time_factor=6)
+# A reference that takes more of the limit than this leaves other right programs too little of it.
+_SLOW_SHARE = 0.25
 _INSIDE = Ruling(INSIDE, may_use_objects=True)
 
 
@@ -34,7 +36,9 @@ def rule(
             if ruling is _OUTSIDE and choose is _every:
                 progressed(outcome["verdict"])
             if outcome["verdict"] == "passed":
-                rulings[problem.problem_id] = _follow(ruling, outcome, outcomes[problem.problem_id])
+                is_slow = outcome["seconds"] > _SLOW_SHARE * (problem.timeout_seconds or limits.timeout_seconds)
+                followed = replace(ruling, time_factor=_PATIENT.time_factor) if is_slow else ruling
+                rulings[problem.problem_id] = _follow(followed, outcome, outcomes[problem.problem_id])
                 del left[problem.problem_id]
     for problem_id in left:
         fault = f"its own reference does not pass: {_told(outcomes[problem_id])}"

@@ -6,6 +6,7 @@ import hmac
 import os
 
 from mft_eval.judging.session import PROGRAM_ENDED, Session, VerdictReached
+from mft_eval.judging.unit_tests import TestsFailedError
 from mft_eval.sandbox.beside import NONCE_BYTES
 from mft_eval.wire.channel import read_frame, write_frame
 from mft_eval.wire.codec import GarbageError, decode, encode
@@ -75,7 +76,7 @@ def _failure(session: Session, error: BaseException) -> tuple[str, str]:
     if error is session.last_error:
         return "out-of-memory" if isinstance(error, MemoryError) else "exception", session.last_error_name
     if isinstance(error, AssertionError):
-        return "wrong", ""
+        return "wrong", error.detail if isinstance(error, TestsFailedError) else ""
     if isinstance(error, MemoryError):
         return "out-of-memory", "in the test"
     if isinstance(error, (NameError, ImportError)) or not isinstance(error, Exception):

@@ -42,6 +42,7 @@ class Problem:
 
     `reference` is a whole program that solves it, or empty where the source has none; `timeout_seconds` overrides the
     run's. `suffix_code` is what follows the completion, where it is to fill a gap; `buggy` a whole program to repair.
+    With `is_for_tests` the completion is a test script.
     """
 
     problem_id: str
@@ -54,6 +55,7 @@ class Problem:
     timeout_seconds: float | None = None
     suffix_code: str | None = None
     buggy: str = ""
+    is_for_tests: bool = False
 
     @property
     def entry_point(self) -> str:

@@ -1,0 +1,40 @@
+"""Judging unit tests that a model wrote: they see a function through its calls alone, and not which one it is."""
+
+from __future__ import annotations
+
+import random
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_NUM_REFERENCES = 12
+
+
+class TestsFailedError(AssertionError):
+    """The tests are wrong about the reference, or miss a mutant; `detail` says which."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+def check_tests(run: Any, names: dict[str, Any], *, entry_point: str, reference: str, mutants: list[str]) -> None:
+    """Raises unless the tests pass on every showing of the reference and fail on each of the mutants.
+
+    `run` runs the tests over a function; `names` is the namespace that the implementations are made in. They are shown
+    in an order that no program can know, so that tests that fail by themselves fail on the reference too.
+    """
+    shown = [(reference, False)] * _NUM_REFERENCES + [(mutant, True) for mutant in mutants]
+    random.SystemRandom().shuffle(shown)
+    num_killed = 0
+    for source, is_mutant in shown:
+        exec(compile(source, "<implementation>", "exec"), names)  # noqa: S102
+        try:
+            run(entry_point, names[entry_point])
+        except Exception:
+            if not is_mutant:
+                raise TestsFailedError("fails on the reference") from None
+            num_killed += 1
+    if num_killed < len(mutants):
+        raise TestsFailedError(f"{num_killed} of {len(mutants)} mutants killed")

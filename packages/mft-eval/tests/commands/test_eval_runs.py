@@ -242,3 +242,26 @@ def test_a_converted_humaneval_sample_runs_after_its_prompt():
         namespace = {}
         exec(prompt + json.loads(line)["completion"], namespace)
         assert namespace["has_close_elements"]([1.0], 0.5) == 42
+
+
+@pytest.mark.parametrize("base", ["Exception", "KeyboardInterrupt"])
+def test_no_name_that_a_program_makes_up_can_break_the_results(tmp_path, problems, base):
+    """A frame of its own says that an exception of an impossible name was raised."""
+    forger = """
+import os, struct
+def f(x):
+    name = b"E\\xed\\xa0\\x80\\x1b[31m"
+    def text(b): return b"u" + struct.pack("<I", len(b)) + b
+    names = b"t" + struct.pack("<I", 2) + text(name) + text(b"BASE")
+    frame = b"t" + struct.pack("<I", 6) + text(b"raised") + b"i\\1\\0\\0\\0\\1" + names
+    frame += b"t\\0\\0\\0\\0" + text(b"") + b"d\\0\\0\\0\\0"
+    for n in range(3, 99):
+        try: os.write(n, struct.pack("<I", len(frame)) + frame)
+        except OSError: pass
+    while True: pass
+""".replace("BASE", base)
+    generations = write_generations(tmp_path / "g.jsonl", [[forger]] + [[RIGHT]] * (NUM_PROBLEMS - 1))
+    result = run("score", problems, generations, tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    sample = json.loads((tmp_path / "out.json").read_text())["problems"][0]["samples"][0]
+    assert (sample["verdict"], sample["detail"]) == ("exception", "E??[31m")

@@ -7,6 +7,7 @@ from typing import Any
 from mft_eval.judging.judgement import INSIDE, OUTSIDE, Judgement, Limits, Ruling
 from mft_eval.judging.languages import LANGUAGES
 from mft_eval.problems.problem import CompiledTest, InputOutputTest, Problem, PythonTest
+from mft_eval.wire.exceptions import printable
 
 _PROBE = Ruling(OUTSIDE, may_use_objects=True)
 _COMPILED_IN = "the tests are a part of the program"
@@ -63,4 +64,5 @@ def read_outcome(outcome: dict[str, Any], problem: Problem, ruling: Ruling) -> J
     detail = outcome["detail"]
     if outcome["verdict"] == "harness-error" and outcome.get("output", "").strip():
         detail = f"{detail}: {outcome['output'].strip().splitlines()[-1][:200]}"
-    return Judgement(outcome["verdict"], detail, mode, outcome.get("seconds", 0.0), untrusted)
+    # Both can hold names that the program made up.
+    return Judgement(outcome["verdict"], printable(detail), mode, outcome.get("seconds", 0.0), printable(untrusted))

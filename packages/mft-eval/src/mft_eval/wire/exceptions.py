@@ -27,7 +27,12 @@ def names_of(answer: tuple[Any, ...]) -> tuple[str, ...] | None:
     names = answer[2] if len(answer) > 2 else ()
     if type(names) is not tuple or not names or not all(type(name) is str for name in names):
         return None
-    return tuple(name[:_LONGEST_NAME] for name in names)
+    return tuple(printable(name[:_LONGEST_NAME]) for name in names)
+
+
+def printable(text: str) -> str:
+    """`text` with a question mark for whatever could not be printed or encoded."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def counterpart(names: tuple[str, ...], answer: tuple[Any, ...]) -> Exception:
@@ -58,4 +63,4 @@ def _subclass(name: str, kind: type[Exception], text: str) -> type[Exception]:
     def own_text(_: Exception) -> str:
         return text
 
-    return type(name.replace("\0", ""), (kind,), {"__init__": Exception.__init__, "__str__": own_text})
+    return type(name, (kind,), {"__init__": Exception.__init__, "__str__": own_text})

@@ -35,7 +35,8 @@ ORDER = {
     ],
     "mft_infer": [
         "errors",
-        ("detokenizer", "sampling"),
+        ("detokenizer", "settings"),
+        "sampling",
         ("language_model", "generations", "prompts", "decoding"),
         ("generate", "chat"),
         "cli",

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from mft_infer.cli import main
 from mft_infer.language_model import LanguageModel, load_language_model
+from mft_infer.settings import ModelSettings
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -86,7 +87,7 @@ def adapter_dir(tmp_path_factory, model_dir, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def language_model(model_dir) -> LanguageModel:
-    return load_language_model(str(model_dir), base=None, dtype="auto", device="cpu")
+    return load_language_model(str(model_dir), ModelSettings(device="cpu"))
 
 
 @pytest.fixture(scope="session")

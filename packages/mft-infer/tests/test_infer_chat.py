@@ -6,10 +6,9 @@ import pytest
 
 from mft_infer.chat import ChatOptions, chat
 from mft_infer.errors import InferError
+from mft_infer.settings import AnswerSettings, ModelSettings
 
-OPTIONS = ChatOptions(
-    system=None, base=None, max_new_tokens=6, temperature=0, top_p=1, top_k=0, seed=0, dtype="auto", device="cpu"
-)
+OPTIONS = ChatOptions(system=None, model=ModelSettings(), answer=AnswerSettings(max_new_tokens=6))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from mft_infer.language_model import load_language_model
+from mft_infer.settings import ModelSettings
 
 PROMPTS = [
     {"problem_id": f"p/{index}", "prompt": text}
@@ -147,7 +148,7 @@ def test_stop_ids_are_the_eos_the_generation_configs_and_the_turns_end(model_dir
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [5, 6]}))
     template = (tmp_path / "chat_template.jinja").read_text().replace("eos_token", "'<|turn|>'")
     (tmp_path / "chat_template.jinja").write_text(template)
-    loaded = load_language_model(str(tmp_path), base=None, dtype="auto", device="cpu")
+    loaded = load_language_model(str(tmp_path), ModelSettings(device="cpu"))
     assert loaded.stop_ids == {5, 6, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|turn|>")}
 
 

@@ -11,19 +11,22 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mft_infer.detokenizer import Detokenizer
-from mft_infer.sampling import Sampling, choose_tokens, request_random
+from mft_infer.sampling import choose_tokens, request_random
+from mft_infer.settings import AnswerSettings
 
 logit_rows = st.lists(st.floats(-8, 8), min_size=1, max_size=12)
 
 
 @given(logit_rows, st.integers(0, 99))
 def test_greedy_is_the_likeliest_token(row, seed):
-    assert choose_tokens(torch.tensor([row]), Sampling(0, 1, 0), [Random(seed)]) == [int(torch.tensor(row).argmax())]
+    assert choose_tokens(torch.tensor([row]), AnswerSettings(4, 0, 1, 0), [Random(seed)]) == [
+        int(torch.tensor(row).argmax())
+    ]
 
 
 @given(logit_rows, st.integers(0, 99), st.floats(0.1, 3), st.floats(0.05, 1), st.integers(0, 14))
 def test_a_sample_is_among_the_tokens_left_in(row, seed, temperature, top_p, top_k):
-    [token] = choose_tokens(torch.tensor([row]), Sampling(temperature, top_p, top_k), [Random(seed)])
+    [token] = choose_tokens(torch.tensor([row]), AnswerSettings(4, temperature, top_p, top_k), [Random(seed)])
     probabilities = torch.softmax(torch.tensor(row).double() / temperature, dim=0)
     better = probabilities[probabilities > probabilities[token] + 1e-9]
     if top_k:
@@ -34,7 +37,7 @@ def test_a_sample_is_among_the_tokens_left_in(row, seed, temperature, top_p, top
 
 @given(st.lists(logit_rows.map(lambda row: (row * 12)[:6]), min_size=1, max_size=4), st.integers(0, 99))
 def test_a_row_is_sampled_as_alone(rows, seed):
-    sampling = Sampling(0.8, 0.9, 5)
+    sampling = AnswerSettings(4, 0.8, 0.9, 5)
     together = choose_tokens(torch.tensor(rows), sampling, [Random(seed + index) for index in range(len(rows))])
     alone = [choose_tokens(torch.tensor([row]), sampling, [Random(seed + index)])[0] for index, row in enumerate(rows)]
     assert together == alone
@@ -45,7 +48,7 @@ def test_samples_have_the_probabilities_of_the_model():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     counts = [0, 0, 0]
     for _ in range(4000):
-        counts[choose_tokens(logits, Sampling(1, 1, 0), [random])[0]] += 1
+        counts[choose_tokens(logits, AnswerSettings(4, 1, 1, 0), [random])[0]] += 1
     # Three standard deviations of a binomial are at most 0.024.
     assert [count / 4000 for count in counts] == pytest.approx([0.5, 0.3, 0.2], abs=0.024)
 
@@ -55,7 +58,7 @@ def test_top_p_worked_by_hand():
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
     counts = [0, 0, 0]
     for index in range(1000):
-        counts[choose_tokens(logits, Sampling(1, 0.6, 0), [Random(index)])[0]] += 1
+        counts[choose_tokens(logits, AnswerSettings(4, 1, 0.6, 0), [Random(index)])[0]] += 1
     assert counts[0] == 0
     assert counts[1] / 1000 == pytest.approx(0.625, abs=0.05)
 

@@ -11,7 +11,8 @@ from mft_infer.decoding import Sequence, decode
 from mft_infer.detokenizer import Detokenizer
 from mft_infer.errors import InferError
 from mft_infer.language_model import LanguageModel, encode_messages, load_language_model
-from mft_infer.sampling import Sampling, request_random
+from mft_infer.sampling import request_random
+from mft_infer.settings import AnswerSettings, ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,19 +20,13 @@ class ChatOptions:
     """The options of `mft-infer chat`, under the names that they have there."""
 
     system: str | None
-    base: str | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    dtype: str
-    device: str
+    model: ModelSettings
+    answer: AnswerSettings
 
 
 def chat_on_console(model: str, options: ChatOptions) -> None:
     """Talk over stdin and stdout: with a prompt and commands on a terminal, one message a line from a pipe."""
-    language_model = load_language_model(model, base=options.base, dtype=options.dtype, device=options.device)
+    language_model = load_language_model(model, options.model)
     is_interactive = sys.stdin.isatty()
     if is_interactive:
         click.echo("/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer", err=True)
@@ -86,10 +81,10 @@ def _new_sequence(
         )
     return Sequence(
         ids,
-        max_new_tokens=min(options.max_new_tokens, (limit or sys.maxsize) - len(ids)),
+        max_new_tokens=min(options.answer.max_new_tokens, (limit or sys.maxsize) - len(ids)),
         stop_ids=language_model.stop_ids,
-        stop_texts=(),
-        random=request_random(options.seed, "chat", turn),
+        stop_texts=options.answer.stop,
+        random=request_random(options.answer.seed, "chat", turn),
         detokenizer=Detokenizer(language_model.tokenizer),
     )
 
@@ -100,7 +95,7 @@ def _answer(
     """Write the answer as it grows; Ctrl-C ends it where it is."""
     num_written = 0
     try:
-        for _ in decode(language_model.model, [sequence], Sampling(options.temperature, options.top_p, options.top_k)):
+        for _ in decode(language_model.model, [sequence], options.answer):
             text = sequence.text[num_written:]
             num_written = len(sequence.text)
             if text:

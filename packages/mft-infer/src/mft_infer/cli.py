@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mft_infer.errors import InferError
+from mft_infer.settings import AnswerSettings, ModelSettings, take
 
 SHARED_OPTIONS = (
     click.option("--base", help="Base model of an adapter; without it, the one that the adapter names."),
@@ -39,6 +40,7 @@ SHARED_OPTIONS = (
         show_default=True,
         help="Sample among so many tokens; 0 is all.",
     ),
+    click.option("--stop", multiple=True, help="Text that ends an answer and is cut off it; can be given many times."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling."),
     click.option(
         "--dtype",
@@ -58,6 +60,12 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(SHARED_OPTIONS):
         command = option(command)
     return command
+
+
+def check_stop(options: dict[str, Any]) -> None:
+    """Refuses an empty stop text, which would end every answer before its first character."""
+    if "" in options["stop"]:
+        raise click.UsageError("--stop needs a text")
 
 
 @contextmanager
@@ -86,18 +94,21 @@ def main() -> None:
 @click.option(
     "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Completions for each problem."
 )
-@click.option("--stop", multiple=True, help="Text that ends a completion and is cut off it; can be given many times.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
 def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
     """Complete every prompt of the JSONL file PROMPTS and write the completions to the JSONL file OUT; - is a pipe."""
     if options["num_samples"] > 1 and options["temperature"] == 0:
         raise click.UsageError("--num-samples above 1 needs a --temperature above 0: greedy samples are all the same")
-    if "" in options["stop"]:
-        raise click.UsageError("--stop needs a text")
+    check_stop(options)
     from mft_infer.generate import GenerateOptions, generate_file
 
     with file_errors():
-        generate_file(model, prompts, out, GenerateOptions(**options))
+        generate_file(
+            model,
+            prompts,
+            out,
+            GenerateOptions(take(ModelSettings, options), take(AnswerSettings, options), **options),
+        )
 
 
 @main.command()
@@ -106,7 +117,8 @@ def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
 @click.option("--system", help="System message of the conversation.")
 def chat(model: str, system: str | None, **options: Any) -> None:
     """Talk with MODEL: on a terminal turn by turn (/reset, /exit), from a pipe one user message a line."""
+    check_stop(options)
     from mft_infer.chat import ChatOptions, chat_on_console
 
     with file_errors():
-        chat_on_console(model, ChatOptions(system=system, **options))
+        chat_on_console(model, ChatOptions(system, take(ModelSettings, options), take(AnswerSettings, options)))

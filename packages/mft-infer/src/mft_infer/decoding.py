@@ -6,7 +6,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mft_infer.detokenizer import Detokenizer
-from mft_infer.sampling import Sampling, choose_tokens
+from mft_infer.sampling import choose_tokens
+from mft_infer.settings import AnswerSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ class Sequence:
             self.finish_reason = "stop"
 
 
-def decode(model: "PreTrainedModel", sequences: list[Sequence], sampling: Sampling) -> Iterator[None]:
+def decode(model: "PreTrainedModel", sequences: list[Sequence], settings: AnswerSettings) -> Iterator[None]:
     """Grow all `sequences` until each has finished; yields after every token.
 
     Prompts are padded on the left, and positions count from each prompt's first token, so that an answer is the same
@@ -79,7 +80,7 @@ def decode(model: "PreTrainedModel", sequences: list[Sequence], sampling: Sampli
     cache = DynamicCache(config=model.config)
     while active:
         logits = _next_logits(model, input_ids, attention_mask, cache)
-        tokens = choose_tokens(logits, sampling, [sequence.random for sequence in active])
+        tokens = choose_tokens(logits, settings, [sequence.random for sequence in active])
         for sequence, token_id in zip(active, tokens, strict=True):
             sequence.push(token_id)
         yield

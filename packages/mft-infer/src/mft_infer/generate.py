@@ -14,7 +14,8 @@ from mft_infer.errors import InferError
 from mft_infer.generations import Generation, check_out, written_generations
 from mft_infer.language_model import LanguageModel, encode_messages, encode_text, load_language_model
 from mft_infer.prompts import Prompt, read_prompts
-from mft_infer.sampling import Sampling, request_random
+from mft_infer.sampling import request_random
+from mft_infer.settings import AnswerSettings, ModelSettings
 
 # So many batches are sorted by length together; the output follows the input with at most this delay.
 WINDOW_BATCHES = 16
@@ -24,17 +25,10 @@ WINDOW_BATCHES = 16
 class GenerateOptions:
     """The options of `mft-infer generate`, under the names that they have there."""
 
-    base: str | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    dtype: str
-    device: str
+    model: ModelSettings
+    answer: AnswerSettings
     batch_size: int
     num_samples: int
-    stop: tuple[str, ...]
     overwrite: bool
 
 
@@ -55,7 +49,7 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
     else:
         with prompts_path.open("rb") as stream:
             prompts = read_prompts(stream, str(prompts_path))
-    language_model = load_language_model(model, base=options.base, dtype=options.dtype, device=options.device)
+    language_model = load_language_model(model, options.model)
     requests = [
         Request(prompt.problem_id, sample_index, ids)
         for prompt in prompts
@@ -133,16 +127,16 @@ def _generate_batch(language_model: LanguageModel, batch: list[Request], options
     sequences = [
         Sequence(
             request.prompt_ids,
-            max_new_tokens=min(options.max_new_tokens, (limit or sys.maxsize) - len(request.prompt_ids)),
+            max_new_tokens=min(options.answer.max_new_tokens, (limit or sys.maxsize) - len(request.prompt_ids)),
             stop_ids=language_model.stop_ids,
-            stop_texts=options.stop,
-            random=request_random(options.seed, request.problem_id, request.sample_index),
+            stop_texts=options.answer.stop,
+            random=request_random(options.answer.seed, request.problem_id, request.sample_index),
             detokenizer=Detokenizer(language_model.tokenizer),
         )
         for request in batch
     ]
     try:
-        for _ in decode(language_model.model, sequences, Sampling(options.temperature, options.top_p, options.top_k)):
+        for _ in decode(language_model.model, sequences, options.answer):
             pass
     except torch.OutOfMemoryError as error:
         raise InferError("the device has not enough memory", fix="use a smaller --batch-size") from error

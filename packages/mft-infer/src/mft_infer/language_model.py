@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mft_infer.errors import InferError
+from mft_infer.settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,13 +27,14 @@ class LanguageModel:
     context_length: int | None
 
 
-def load_language_model(name: str, *, base: str | None, dtype: str, device: str) -> LanguageModel:
-    """The model directory, adapter directory or hub id `name`; `base` stands in for the base that an adapter names."""
+def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
+    """The model directory, adapter directory or hub id `name`."""
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    base, dtype, device = settings.base, settings.dtype, settings.device
     chosen = torch.device(_device_name(device))
     wanted: Any = getattr(torch, dtype) if dtype != "auto" else torch.float32 if chosen.type == "cpu" else "auto"
     adapter_dir = Path(name) if (Path(name) / "adapter_config.json").is_file() else None

@@ -2,21 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+from mft_infer.settings import AnswerSettings
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """`temperature` 0 is greedy; `top_p` 1 and `top_k` 0 leave all tokens in."""
-
-    temperature: float
-    top_p: float
-    top_k: int
 
 
 def request_random(seed: int, problem_id: str, sample_index: int) -> Random:
@@ -25,17 +17,17 @@ def request_random(seed: int, problem_id: str, sample_index: int) -> Random:
     return Random(hashlib.sha256(key).digest())
 
 
-def choose_tokens(logits: "Tensor", sampling: Sampling, randoms: Sequence[Random]) -> list[int]:
+def choose_tokens(logits: "Tensor", settings: AnswerSettings, randoms: Sequence[Random]) -> list[int]:
     """One token id for each row of `logits` (batch, vocabulary); a sampled row takes one number of its `randoms`."""
-    if sampling.temperature == 0:
+    if settings.temperature == 0:
         return logits.argmax(dim=-1).tolist()
     import torch
 
-    scaled = (logits.double() - logits.double().amax(dim=-1, keepdim=True)) / sampling.temperature
+    scaled = (logits.double() - logits.double().amax(dim=-1, keepdim=True)) / settings.temperature
     probabilities, ids = torch.softmax(scaled, dim=-1), None
-    if sampling.top_p < 1 or sampling.top_k:
+    if settings.top_p < 1 or settings.top_k:
         probabilities, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-        probabilities = _truncated(probabilities, sampling)
+        probabilities = _truncated(probabilities, settings)
     sums = probabilities.cumsum(dim=-1)
     uniforms = torch.tensor([[random.random()] for random in randoms], dtype=torch.float64, device=logits.device)
     # right=True steps over tokens of probability zero; the clamp guards a rounded product.
@@ -45,15 +37,15 @@ def choose_tokens(logits: "Tensor", sampling: Sampling, randoms: Sequence[Random
     return (chosen if ids is None else ids.gather(-1, chosen))[:, 0].tolist()
 
 
-def _truncated(probabilities: "Tensor", sampling: Sampling) -> "Tensor":
+def _truncated(probabilities: "Tensor", settings: AnswerSettings) -> "Tensor":
     """Probabilities sorted downwards with those outside top-k, then outside top-p, set to zero.
 
     Top-p keeps the shortest run whose sum reaches `top_p` of what top-k left; at least one token stays.
     """
-    if sampling.top_k:
+    if settings.top_k:
         probabilities = probabilities.clone()
-        probabilities[:, sampling.top_k :] = 0
+        probabilities[:, settings.top_k :] = 0
     before = probabilities.cumsum(dim=-1) - probabilities
-    outside = before >= sampling.top_p * probabilities.sum(dim=-1, keepdim=True)
+    outside = before >= settings.top_p * probabilities.sum(dim=-1, keepdim=True)
     outside[:, 0] = False
     return probabilities.masked_fill(outside, 0)

@@ -1,0 +1,33 @@
+"""What the commands share: which model is loaded and how, and how an answer is made."""
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Where a model comes from and how it is loaded; `base` stands in for the base that an adapter names."""
+
+    base: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How an answer is made; `temperature` 0 is greedy, `top_p` 1 and `top_k` 0 leave all tokens in."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+Settings = TypeVar("Settings", ModelSettings, AnswerSettings)
+
+
+def take(kind: type[Settings], options: dict[str, Any]) -> Settings:
+    """The settings of one kind, taken out of a command's `options`, which have the same names."""
+    return kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from mft_infer.cli import main
-from mft_infer.language_model import LanguageModel, load_language_model
+from mft_infer.model.language_model import LanguageModel, load_language_model
 from mft_infer.settings import ModelSettings
 
 transformers.utils.logging.disable_progress_bar()

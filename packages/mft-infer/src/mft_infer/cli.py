@@ -100,7 +100,7 @@ def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
     if options["num_samples"] > 1 and options["temperature"] == 0:
         raise click.UsageError("--num-samples above 1 needs a --temperature above 0: greedy samples are all the same")
     check_stop(options)
-    from mft_infer.generate import GenerateOptions, generate_file
+    from mft_infer.commands.generate import GenerateOptions, generate_file
 
     with file_errors():
         generate_file(
@@ -118,7 +118,7 @@ def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
 def chat(model: str, system: str | None, **options: Any) -> None:
     """Talk with MODEL: on a terminal turn by turn (/reset, /exit), from a pipe one user message a line."""
     check_stop(options)
-    from mft_infer.chat import ChatOptions, chat_on_console
+    from mft_infer.commands.chat import ChatOptions, chat_on_console
 
     with file_errors():
         chat_on_console(model, ChatOptions(system, take(ModelSettings, options), take(AnswerSettings, options)))

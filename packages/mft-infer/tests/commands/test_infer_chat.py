@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mft_infer.chat import ChatOptions, chat
+from mft_infer.commands.chat import ChatOptions, chat
 from mft_infer.errors import InferError
 from mft_infer.settings import AnswerSettings, ModelSettings
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from mft_infer.language_model import load_language_model
+from mft_infer.model.language_model import load_language_model
 from mft_infer.settings import ModelSettings
 
 PROMPTS = [

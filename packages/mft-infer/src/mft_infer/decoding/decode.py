@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from mft_infer.detokenizer import Detokenizer
-from mft_infer.sampling import choose_tokens
+from mft_infer.decoding.detokenizer import Detokenizer
+from mft_infer.decoding.sampling import choose_tokens
 from mft_infer.settings import AnswerSettings
 
 if TYPE_CHECKING:

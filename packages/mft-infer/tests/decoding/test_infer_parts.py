@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mft_infer.detokenizer import Detokenizer
-from mft_infer.sampling import choose_tokens, request_random
+from mft_infer.decoding.detokenizer import Detokenizer
+from mft_infer.decoding.sampling import choose_tokens, request_random
 from mft_infer.settings import AnswerSettings
 
 logit_rows = st.lists(st.floats(-8, 8), min_size=1, max_size=12)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import click
 
-from mft_infer.decoding import Sequence, decode
-from mft_infer.detokenizer import Detokenizer
+from mft_infer.decoding.decode import Sequence, decode
+from mft_infer.decoding.detokenizer import Detokenizer
+from mft_infer.decoding.sampling import request_random
 from mft_infer.errors import InferError
-from mft_infer.language_model import LanguageModel, encode_messages, load_language_model
-from mft_infer.sampling import request_random
+from mft_infer.model.language_model import LanguageModel, encode_messages, load_language_model
 from mft_infer.settings import AnswerSettings, ModelSettings
 
 

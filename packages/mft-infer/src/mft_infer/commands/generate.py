@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from mft_infer.decoding import Sequence, decode
-from mft_infer.detokenizer import Detokenizer
+from mft_infer.decoding.decode import Sequence, decode
+from mft_infer.decoding.detokenizer import Detokenizer
+from mft_infer.decoding.sampling import request_random
 from mft_infer.errors import InferError
-from mft_infer.generations import Generation, check_out, written_generations
-from mft_infer.language_model import LanguageModel, encode_messages, encode_text, load_language_model
-from mft_infer.prompts import Prompt, read_prompts
-from mft_infer.sampling import request_random
+from mft_infer.model.language_model import LanguageModel, encode_messages, encode_text, load_language_model
+from mft_infer.output.generations import Generation, check_out, written_generations
+from mft_infer.prompts.records import Prompt, read_prompts
 from mft_infer.settings import AnswerSettings, ModelSettings
 
 # So many batches are sorted by length together; the output follows the input with at most this delay.

@@ -1,0 +1,1 @@
+"""Generations on disk and on pipes: records, appending, resuming; nothing here knows how they were made."""

@@ -1,0 +1,1 @@
+"""Prompts as people write them: JSONL records, read and judged; nothing here knows a model."""

@@ -161,7 +161,7 @@ def test_pipes_carry_prompts_and_generations(run_infer, model_dir):
 
 
 def test_the_example_of_format_md_is_what_is_written(complete):
-    document = (Path(__file__).parents[1] / "FORMAT.md").read_text("utf-8")
+    document = (Path(__file__).parents[2] / "FORMAT.md").read_text("utf-8")
     example = json.loads(re.search(r"```json\n(.*?)```", document, re.DOTALL).group(1))
     [entry] = complete(PROMPTS[:1], "--max-new-tokens", 3)
     assert list(entry) == list(example)

@@ -36,6 +36,7 @@ ORDER = {
     "mft_infer": [
         ("errors", "settings"),
         ("prompts", "model", "decoding", "output"),
+        "engines",
         "commands",
         "cli",
     ],

@@ -96,9 +96,11 @@ def test_an_adapter_generates_what_the_merged_model_generates(run, merged_model,
     for model in (merged_model, lora_run / "final"):
         done = run(f"mft-infer generate {model} {prompts} - --max-new-tokens 16")
         assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
+        outputs.append(json.loads(done.stdout))
+    runs = [output.pop("run") for output in outputs]
     assert outputs[0] == outputs[1]
-    assert set(json.loads(outputs[0])) == {"problem_id", "sample_index", "completion", "finish_reason", "num_tokens"}
+    assert runs[0]["fingerprint"] != runs[1]["fingerprint"]
+    assert {"problem_id", "sample_index", "completion", "finish_reason", "num_tokens"} < set(outputs[0])
 
 
 def test_canonical_solutions_as_generations_pass(run, problems, tmp_path):

@@ -110,3 +110,27 @@ def write_prompts(tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def complete(run_infer, model_dir, write_prompts, tmp_path):
+    """complete(entries, *options) are the generations of these prompts."""
+
+    def run(entries, *options, model=model_dir) -> list[dict]:
+        out = tmp_path / "out.jsonl"
+        result = run_infer("generate", model, write_prompts(entries), out, "--overwrite", *options)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == ""
+        return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def damaged(model_dir, tmp_path):
+    """A copy of the model directory that a test may damage."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for path in model_dir.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    return directory

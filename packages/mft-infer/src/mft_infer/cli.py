@@ -68,6 +68,18 @@ def check_stop(options: dict[str, Any]) -> None:
         raise click.UsageError("--stop needs a text")
 
 
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """The numbers I and N of a part I/N."""
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+        raise click.UsageError("--part is I/N, as 1/4")
+    if not 1 <= int(index) <= int(count):
+        raise click.UsageError(f"--part {text} is none of the parts 1/{count} to {count}/{count}")
+    return int(index), int(count)
+
+
 @contextmanager
 def file_errors() -> Iterator[None]:
     """Turns a file that cannot be read or written into one line; a closed pipe is left to click, which ends quietly."""
@@ -94,11 +106,17 @@ def main() -> None:
 @click.option(
     "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Completions for each problem."
 )
+@click.option("--part", help="I/N: do only share I, from 1, of the prompts cut into N shares.")
+@click.option("--unordered", is_flag=True, help="Leave the completions in the order in which they were done.")
+@click.option("--strict", is_flag=True, help="Stop at the first prompt that cannot be answered.")
+@click.option("--resume", is_flag=True, help="Go on with OUT where an earlier run stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
-def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
+def generate(model: str, prompts: Path, out: Path, part: str | None, **options: Any) -> None:
     """Complete every prompt of the JSONL file PROMPTS and write the completions to the JSONL file OUT; - is a pipe."""
     if options["num_samples"] > 1 and options["temperature"] == 0:
         raise click.UsageError("--num-samples above 1 needs a --temperature above 0: greedy samples are all the same")
+    if options["resume"] and (options["overwrite"] or str(out) == "-"):
+        raise click.UsageError("--resume goes on with a file: it takes no --overwrite and no pipe")
     check_stop(options)
     from mft_infer.commands.generate import GenerateOptions, generate_file
 
@@ -107,7 +125,9 @@ def generate(model: str, prompts: Path, out: Path, **options: Any) -> None:
             model,
             prompts,
             out,
-            GenerateOptions(take(ModelSettings, options), take(AnswerSettings, options), **options),
+            GenerateOptions(
+                take(ModelSettings, options), take(AnswerSettings, options), part=parse_part(part), **options
+            ),
         )
 
 

@@ -1,4 +1,4 @@
-"""The one exception for expected failures, which prints itself as a single line."""
+"""The exception for expected failures, which prints itself as a single line, and the one for a single prompt."""
 
 import click
 
@@ -8,3 +8,11 @@ class InferError(click.ClickException):
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(", ".join(part for part in (what, where and f"in {where}", fix) if part))
+
+
+class PromptError(Exception):
+    """One prompt cannot be answered, the others can; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -34,11 +34,6 @@ def fails(run_infer, tmp_path):
         ("[]", "a prompt is not a JSON object"),
         ('{"prompt": "x"}', "problem_id is missing or not a text"),
         ('{"problem_id": 3, "prompt": "x"}', "problem_id is missing or not a text"),
-        ('{"problem_id": "b"}', "either messages or prompt"),
-        ('{"problem_id": "b", "prompt": "x", "messages": []}', "either messages or prompt"),
-        ('{"problem_id": "b", "prompt": 1}', "prompt is not a text"),
-        ('{"problem_id": "b", "messages": []}', "messages is not a list"),
-        ('{"problem_id": "b", "messages": [{"role": "user"}]}', "message 0 needs a role and a content"),
         ('{"problem_id": "a", "prompt": "x"}', 'problem_id "a" is in line 1 already'),
     ],
 )
@@ -60,39 +55,13 @@ def test_a_missing_prompts_file_is_one_line(fails, model_dir, tmp_path):
     assert f"No such file or directory, in {tmp_path / 'none'}" in fails(model_dir, tmp_path / "none")
 
 
-def test_a_prompt_longer_than_the_context_names_its_problem(fails, model_dir):
-    message = fails(model_dir, input=json.dumps({"problem_id": "big/1", "prompt": "x y " * 200}))
-    assert 'the prompt of problem "big/1" has' in message
-    assert "context has 96" in message
-
-
-def test_an_empty_prompt_names_its_problem(fails, model_dir):
-    assert '"void" is empty' in fails(model_dir, input='{"problem_id": "void", "prompt": ""}')
-
-
 PROMPT = '{"problem_id": "a", "messages": [{"role": "user", "content": "x"}]}'
-
-
-@pytest.fixture
-def damaged(model_dir, tmp_path):
-    """A copy of the model directory that a test may damage."""
-    directory = tmp_path / "model"
-    directory.mkdir()
-    for path in model_dir.iterdir():
-        (directory / path.name).write_bytes(path.read_bytes())
-    return directory
 
 
 def test_messages_without_a_chat_template_are_refused(fails, damaged):
     (damaged / "chat_template.jinja").unlink()
     message = fails(damaged, input=PROMPT)
     assert "the tokenizer has no chat template" in message
-    assert 'problem "a"' in message
-
-
-def test_messages_that_the_template_refuses_name_the_problem(fails, damaged):
-    (damaged / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
-    assert 'refuses the messages: roles must alternate, at problem "a"' in fails(damaged, input=PROMPT)
 
 
 def test_bad_models_are_one_line(fails, tmp_path, damaged):

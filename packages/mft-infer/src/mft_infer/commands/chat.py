@@ -10,7 +10,7 @@ import click
 from mft_infer.decoding.decode import Sequence, decode
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import request_random
-from mft_infer.errors import InferError
+from mft_infer.errors import InferError, PromptError
 from mft_infer.model.language_model import LanguageModel, encode_messages, load_language_model
 from mft_infer.settings import AnswerSettings, ModelSettings
 
@@ -59,10 +59,11 @@ def chat(
         asked = [*history, {"role": "user", "content": line}]
         try:
             sequence = _new_sequence(language_model, asked, options, turn)
-        except InferError as error:
+        except PromptError as error:
+            refusal = InferError(error.reason, fix="start anew with /reset or say less")
             if not is_interactive:
-                raise
-            error.show()
+                raise refusal from error
+            refusal.show()
             continue
         _answer(language_model, sequence, options, write)
         history = [*asked, {"role": "assistant", "content": sequence.text}]
@@ -75,9 +76,8 @@ def _new_sequence(
     ids = encode_messages(language_model, messages)
     limit = language_model.context_length
     if limit is not None and len(ids) >= limit:
-        raise InferError(
-            f"the conversation has {len(ids)} tokens, the model's context has {limit} for it and the answer",
-            fix="start anew with /reset or say less",
+        raise PromptError(
+            f"the conversation has {len(ids)} tokens, the model's context has {limit} for it and the answer"
         )
     return Sequence(
         ids,

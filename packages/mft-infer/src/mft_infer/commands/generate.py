@@ -1,24 +1,28 @@
-"""Batched generation: every prompt of a file completed in batches of like length, written in the order of the input."""
+"""Generation over a file of prompts: what is missing is asked of the engine and written as it comes."""
 
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mft_infer.decoding.decode import Sequence, decode
-from mft_infer.decoding.detokenizer import Detokenizer
-from mft_infer.decoding.sampling import request_random
+from mft_infer.engines.local import LocalEngine
+from mft_infer.engines.request import Engine, Request
 from mft_infer.errors import InferError
-from mft_infer.model.language_model import LanguageModel, encode_messages, encode_text, load_language_model
-from mft_infer.output.generations import Generation, check_out, written_generations
+from mft_infer.model.fingerprint import fingerprint
+from mft_infer.model.language_model import load_language_model
+from mft_infer.output.generation import Generation, to_line
+from mft_infer.output.generations_file import GenerationsFile, Key, check_out
+from mft_infer.output.in_order import in_order
+from mft_infer.output.resume import finished_lines
+from mft_infer.output.run_record import run_record
 from mft_infer.prompts.records import Prompt, read_prompts
 from mft_infer.settings import AnswerSettings, ModelSettings
-
-# So many batches are sorted by length together; the output follows the input with at most this delay.
-WINDOW_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,48 +33,93 @@ class GenerateOptions:
     answer: AnswerSettings
     batch_size: int
     num_samples: int
+    part: tuple[int, int] | None
+    unordered: bool
+    strict: bool
+    resume: bool
     overwrite: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One completion to be made."""
-
-    problem_id: str
-    sample_index: int
-    prompt_ids: list[int]
 
 
 def generate_file(model: str, prompts_path: Path, out_path: Path, options: GenerateOptions) -> None:
     """Complete the prompts at `prompts_path` with `model` and write the generations to `out_path`; "-" is a pipe."""
-    check_out(out_path, overwrite=options.overwrite)
-    if str(prompts_path) == "-":
-        prompts = read_prompts(sys.stdin.buffer, "<stdin>")
-    else:
-        with prompts_path.open("rb") as stream:
-            prompts = read_prompts(stream, str(prompts_path))
+    is_pipe = str(out_path) == "-"
+    if not is_pipe:
+        check_out(out_path, overwrite=options.overwrite, resume=options.resume)
+    prompts = _part(_read(prompts_path), options.part)
     language_model = load_language_model(model, options.model)
-    requests = [
-        Request(prompt.problem_id, sample_index, ids)
-        for prompt in prompts
-        for ids in [_prompt_ids(language_model, prompt)]
-        for sample_index in range(options.num_samples)
-    ]
-    start = time.monotonic()
-    num_tokens = 0
-    with written_generations(out_path) as write:
-        for generation in generate(language_model, requests, options):
-            write(generation)
-            num_tokens += generation.num_tokens
-    seconds = time.monotonic() - start
-    click.echo(
-        f"{len(requests)} completions, {num_tokens} tokens in {seconds:.1f} s, {num_tokens / seconds:.1f} tokens/s",
-        err=True,
-    )
+    settings = asdict(options.answer) | {"stop": list(options.answer.stop), "dtype": language_model.dtype}
+    run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
+    engine = LocalEngine(language_model, options.answer, options.batch_size)
+    engine.check(prompts)
+    requests = [Request(prompt, index) for prompt in prompts for index in range(options.num_samples)]
+    if is_pipe:
+        _write_pipe(engine, requests, run, options)
+    else:
+        _write_file(engine, requests, run, out_path, options)
 
 
-def generate(language_model: LanguageModel, requests: list[Request], options: GenerateOptions) -> Iterator[Generation]:
-    """The generations of `requests` in their order."""
+def _read(path: Path) -> list[Prompt]:
+    if str(path) == "-":
+        return read_prompts(sys.stdin.buffer, "<stdin>")
+    with path.open("rb") as stream:
+        return read_prompts(stream, str(path))
+
+
+def _part(prompts: list[Prompt], part: tuple[int, int] | None) -> list[Prompt]:
+    """The share of the prompts of part I of N, counted from 1; the shares of all parts in turn are the prompts."""
+    if part is None:
+        return prompts
+    index, count = part
+    return prompts[len(prompts) * (index - 1) // count : len(prompts) * index // count]
+
+
+def _write_pipe(engine: Engine, requests: list[Request], run: dict[str, Any], options: GenerateOptions) -> None:
+    generations = _generations(engine, requests, strict=options.strict)
+    if not options.unordered:
+        generations = in_order(generations, [_key(request) for request in requests])
+    with _counted(len(requests)) as count:
+        for generation in generations:
+            sys.stdout.buffer.write(to_line(generation, run))
+            sys.stdout.buffer.flush()
+            count(generation)
+
+
+def _write_file(
+    engine: Engine, requests: list[Request], run: dict[str, Any], path: Path, options: GenerateOptions
+) -> None:
+    """Append each generation as it is done; when all are there, put the file in the order of the prompts."""
+    digests = {_key(request): request.prompt.sha256 for request in requests}
+    lines = finished_lines(path, digests, run) if options.resume else {}
+    missing = [request for request in requests if _key(request) not in lines]
+    if lines:
+        click.echo(f"{len(lines)} of {len(requests)} completions are there already", err=True)
+    with GenerationsFile(path, empty=not options.resume) as file:
+        if options.resume:
+            file.replace(lines.values())
+        with _counted(len(missing)) as count:
+            for generation in _generations(engine, missing, strict=options.strict):
+                lines[generation.key] = to_line(generation, run)
+                file.append(lines[generation.key])
+                count(generation)
+        if not options.unordered:
+            file.replace(lines[key] for key in digests)
+
+
+def _key(request: Request) -> Key:
+    return request.prompt.problem_id, request.sample_index
+
+
+def _generations(engine: Engine, requests: list[Request], *, strict: bool) -> Iterator[Generation]:
+    """The generations of the requests as they are done; the first with an error is raised if `strict`."""
+    for request, completion in engine.complete(requests):
+        if strict and completion.error is not None:
+            raise InferError(f'{completion.error}, at problem "{request.prompt.problem_id}"')
+        yield Generation(request.prompt.problem_id, request.sample_index, request.prompt.sha256, completion)
+
+
+@contextmanager
+def _counted(total: int) -> Iterator[Callable[[Generation], None]]:
+    """A function to be called with each generation, which shows progress; at the end the sums are told."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -81,66 +130,34 @@ def generate(language_model: LanguageModel, requests: list[Request], options: Ge
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+    start = time.monotonic()
+    num_tokens = 0
+    errors: Counter[str] = Counter()
+    task = progress.add_task("generating", total=total)
+
+    def count(generation: Generation) -> None:
+        nonlocal num_tokens
+        num_tokens += generation.completion.num_tokens
+        errors[generation.completion.error or ""] += 1
+        progress.advance(task)
+
     with progress:
-        task = progress.add_task("generating", total=len(requests))
-        window = WINDOW_BATCHES * options.batch_size
-        for start in range(0, len(requests), window):
-            part = requests[start : start + window]
-            # Longest first: if memory does not suffice, that shows at once.
-            order = sorted(range(len(part)), key=lambda index: -len(part[index].prompt_ids))
-            done: dict[int, Generation] = {}
-            num_written = 0
-            for first in range(0, len(order), options.batch_size):
-                indices = order[first : first + options.batch_size]
-                batch = [part[index] for index in indices]
-                done.update(zip(indices, _generate_batch(language_model, batch, options), strict=True))
-                progress.advance(task, len(batch))
-                while num_written in done:
-                    yield done.pop(num_written)
-                    num_written += 1
+        yield count
+    seconds = time.monotonic() - start
+    rate = num_tokens / max(seconds, 1e-9)
+    click.echo(f"{errors.total()} completions, {num_tokens} tokens in {seconds:.1f} s, {rate:.1f} tokens/s", err=True)
+    num_answered = errors.pop("", 0)
+    _tell_errors(errors)
+    if errors and not num_answered:
+        raise InferError("no prompt could be answered")
 
 
-def _prompt_ids(language_model: LanguageModel, prompt: Prompt) -> list[int]:
-    """The ids of a prompt; an error names its problem."""
-    try:
-        if prompt.messages is not None:
-            ids = encode_messages(language_model, prompt.messages)
-        else:
-            ids = encode_text(language_model, prompt.text)
-    except InferError as error:
-        raise InferError(f'{error.message}, at problem "{prompt.problem_id}"') from error
-    limit = language_model.context_length
-    if limit is not None and len(ids) >= limit:
-        raise InferError(
-            f'the prompt of problem "{prompt.problem_id}" has {len(ids)} tokens, '
-            f"the model's context has {limit} for prompt and answer"
-        )
-    if not ids:
-        raise InferError(f'the prompt of problem "{prompt.problem_id}" is empty')
-    return ids
-
-
-def _generate_batch(language_model: LanguageModel, batch: list[Request], options: GenerateOptions) -> list[Generation]:
-    import torch
-
-    limit = language_model.context_length
-    sequences = [
-        Sequence(
-            request.prompt_ids,
-            max_new_tokens=min(options.answer.max_new_tokens, (limit or sys.maxsize) - len(request.prompt_ids)),
-            stop_ids=language_model.stop_ids,
-            stop_texts=options.answer.stop,
-            random=request_random(options.answer.seed, request.problem_id, request.sample_index),
-            detokenizer=Detokenizer(language_model.tokenizer),
-        )
-        for request in batch
-    ]
-    try:
-        for _ in decode(language_model.model, sequences, options.answer):
-            pass
-    except torch.OutOfMemoryError as error:
-        raise InferError("the device has not enough memory", fix="use a smaller --batch-size") from error
-    return [
-        Generation(request.problem_id, request.sample_index, sequence.text, sequence.finish_reason, sequence.num_tokens)
-        for request, sequence in zip(batch, sequences, strict=True)
-    ]
+def _tell_errors(errors: Counter[str]) -> None:
+    """Say how many completions are errors, and the commonest of them."""
+    if not errors:
+        return
+    click.echo(f"{errors.total()} of them are errors:", err=True)
+    for error, number in errors.most_common(5):
+        click.echo(f"  {number} x {error}", err=True)
+    if len(errors) > 5:
+        click.echo(f"  and {len(errors) - 5} other errors", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mft_infer.errors import InferError
+from mft_infer.errors import InferError, PromptError
 from mft_infer.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -18,13 +18,22 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """`stop_ids` are the tokens that end an answer; `context_length` is in tokens, None where the config has none."""
+    """`stop_ids` are the tokens that end an answer; `context_length` is in tokens, None where the config has none.
+
+    `sources` are the directories or the hub ids that it was loaded from.
+    """
 
     name: str
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     stop_ids: frozenset[int]
     context_length: int | None
+    sources: tuple[str, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The type of the weights, as torch names it."""
+        return str(self.model.dtype).removeprefix("torch.")
 
 
 def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
@@ -52,7 +61,8 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
     except (RuntimeError, AssertionError) as error:
         raise InferError(f"the model does not load on {device}: {_first_line(error)}") from error
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return LanguageModel(name, model, tokenizer, _stop_ids(model, tokenizer), context_length)
+    sources = (model_name,) if adapter_dir is None else (model_name, str(adapter_dir))
+    return LanguageModel(name, model, tokenizer, _stop_ids(model, tokenizer), context_length, sources)
 
 
 def encode_text(language_model: LanguageModel, text: str) -> list[int]:
@@ -74,7 +84,7 @@ def encode_messages(language_model: LanguageModel, messages: list[dict[str, str]
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
-        raise InferError(f"the chat template refuses the messages: {_first_line(error)}") from error
+        raise PromptError(f"the chat template refuses the messages: {_first_line(error)}") from error
     return tokenizer.encode(text, add_special_tokens=False)
 
 

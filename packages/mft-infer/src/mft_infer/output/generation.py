@@ -1,0 +1,55 @@
+"""One generation: what a model made of a prompt, and the line of JSON that tells it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model made of a prompt; `num_tokens` counts the tokens generated, the stop token among them.
+
+    `finish_reason` is "stop", "length" or "error"; only with "error" is there an `error`, which says what was wrong.
+    """
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A completion with its place: the prompt's `problem_id` and digest, and which of its samples it is."""
+
+    problem_id: str
+    sample_index: int
+    prompt_sha256: str
+    completion: Completion
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What no other generation of a file has."""
+        return self.problem_id, self.sample_index
+
+
+def failed(error: str) -> Completion:
+    """The completion of a prompt that cannot be answered: empty, so that whoever judges it counts it as wrong."""
+    return Completion("", "error", 0, error)
+
+
+def to_line(generation: Generation, run: dict[str, Any]) -> bytes:
+    """The line of a generation; `run` is what made it."""
+    completion = generation.completion
+    record = {
+        "problem_id": generation.problem_id,
+        "sample_index": generation.sample_index,
+        "completion": completion.text,
+        "finish_reason": completion.finish_reason,
+        "num_tokens": completion.num_tokens,
+        **({"error": completion.error} if completion.error is not None else {}),
+        "prompt_sha256": generation.prompt_sha256,
+        "run": run,
+    }
+    return orjson.dumps(record) + b"\n"

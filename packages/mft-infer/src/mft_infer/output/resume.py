@@ -1,0 +1,31 @@
+"""What an unfinished generations file already has, checked against what is asked now."""
+
+from pathlib import Path
+from typing import Any
+
+from mft_infer.errors import InferError
+from mft_infer.output.generations_file import Key, read_lines
+from mft_infer.output.run_record import check_same_run
+
+
+def finished_lines(path: Path, prompt_digests: dict[Key, str], run: dict[str, Any]) -> dict[Key, bytes]:
+    """The lines of `path` that need not be made again, by key; those with an error are tried anew.
+
+    `prompt_digests` are those of everything that is asked. Raises InferError for a line that another run made, or of
+    another prompt.
+    """
+    finished: dict[Key, bytes] = {}
+    for number, (record, line) in enumerate(read_lines(path), start=1):
+        where = f"{path} line {number}"
+        check_same_run(record.get("run"), run, where)
+        key = record.get("problem_id"), record.get("sample_index")
+        if prompt_digests.get(key) != record.get("prompt_sha256"):
+            what = "has changed" if key in prompt_digests else "is not asked for"
+            raise InferError(
+                f'sample {key[1]} of problem "{key[0]}" {what}',
+                where=where,
+                fix="resume with the prompts it was made from, or choose another OUT",
+            )
+        if record.get("finish_reason") != "error":
+            finished[key] = line
+    return finished

@@ -1,0 +1,67 @@
+"""A prompt that cannot be answered is a line with an error, and costs the others nothing."""
+
+import json
+
+import pytest
+
+GOOD = {"problem_id": "good", "prompt": "the quick brown fox"}
+MESSAGES = [{"role": "user", "content": "x"}]
+BAD = [
+    ({}, "needs one of messages, chat_rounds and prompt"),
+    ({"prompt": "x", "messages": MESSAGES}, "needs one of messages, chat_rounds and prompt"),
+    ({"messages": MESSAGES, "chat_rounds": MESSAGES}, "needs one of messages, chat_rounds and prompt"),
+    ({"prompt": 1}, "prompt is not a text"),
+    ({"prompt": ""}, "the prompt is empty"),
+    ({"prompt": "x y " * 200}, "do not fit the model's context of 96 tokens"),
+    ({"messages": []}, "messages is not a list"),
+    ({"messages": [3]}, "message 0 needs a role and a content"),
+    ({"chat_rounds": [*MESSAGES, {"role": "user"}]}, "message 1 needs a role and a content"),
+]
+
+
+@pytest.mark.parametrize(("record", "error"), BAD)
+def test_a_bad_prompt_is_a_line_with_its_error(record, error, complete):
+    bad, good = complete([{"problem_id": "bad", **record}, GOOD], "--max-new-tokens", 4)
+    assert (bad["problem_id"], bad["sample_index"]) == ("bad", 0)
+    assert (bad["completion"], bad["finish_reason"], bad["num_tokens"]) == ("", "error", 0)
+    assert error in bad["error"]
+    assert good["completion"]
+    assert "error" not in good
+
+
+def test_a_template_that_refuses_the_messages_is_an_error_of_the_prompt(complete, damaged):
+    (damaged / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    bad, _ = complete([{"problem_id": "bad", "messages": MESSAGES}, GOOD], model=damaged)
+    assert bad["error"] == "the chat template refuses the messages: roles must alternate"
+
+
+def test_errors_are_counted_at_the_end(run_infer, model_dir, write_prompts):
+    entries = [{"problem_id": f"bad/{index}", "prompt": "" if index else "x y " * 200} for index in range(3)]
+    result = run_infer("generate", model_dir, write_prompts([*entries, GOOD]), "-")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[1:] == [
+        "3 of them are errors:",
+        "  2 x the prompt is empty",
+        "  1 x 800 tokens do not fit the model's context of 96 tokens with an answer",
+    ]
+
+
+def test_many_kinds_of_errors_are_told_in_short(run_infer, model_dir, write_prompts):
+    entries = [{"problem_id": str(number), "prompt": "x y " * number} for number in range(100, 108)]
+    result = run_infer("generate", model_dir, write_prompts([*entries, GOOD]), "-")
+    assert result.stderr.splitlines()[-1] == "  and 3 other errors"
+
+
+def test_only_errors_are_a_failure_that_keeps_the_file(run_infer, model_dir, write_prompts, tmp_path):
+    prompts = write_prompts([{"problem_id": "bad", "prompt": ""}])
+    result = run_infer("generate", model_dir, prompts, tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("Error: no prompt could be answered\n")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["error"] == "the prompt is empty"
+
+
+def test_strict_stops_at_the_first_bad_prompt(run_infer, model_dir, write_prompts, tmp_path):
+    prompts = write_prompts([GOOD, {"problem_id": "bad", "prompt": ""}])
+    result = run_infer("generate", model_dir, prompts, tmp_path / "out.jsonl", "--strict")
+    assert result.exit_code == 1
+    assert result.stderr == 'Error: the prompt is empty, at problem "bad"\n'

@@ -35,7 +35,8 @@ ORDER = {
     ],
     "mft_infer": [
         ("errors", "settings"),
-        ("prompts", "model", "decoding", "output"),
+        ("prompts", "encoding", "decoding", "output"),
+        "model",
         "engines",
         "commands",
         "cli",

@@ -1,5 +1,6 @@
 """The command line of mft-infer: parses, calls one use-case, leaves stdout to the answers."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,26 @@ from typing import Any
 import click
 
 from mft_infer.errors import InferError
-from mft_infer.settings import AnswerSettings, ModelSettings, take
+from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings, take
 
+
+class TemplateArgument(click.ParamType):
+    """NAME=VALUE as a pair; the value is JSON where it reads as such, else the text itself."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """The name and the value."""
+        name, sign, text = value.partition("=")
+        if not sign or not name.isidentifier() or name in TEMPLATE_NAMES:
+            self.fail(f"{value!r} is no NAME=VALUE, or the name is one that the template has already", param, ctx)
+        try:
+            return name, json.loads(text)
+        except json.JSONDecodeError:
+            return name, text
+
+
+TEMPLATE_NAMES = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
 SHARED_OPTIONS = (
     click.option("--base", help="Base model of an adapter; without it, the one that the adapter names."),
     click.option(
@@ -41,6 +60,13 @@ SHARED_OPTIONS = (
         help="Sample among so many tokens; 0 is all.",
     ),
     click.option("--stop", multiple=True, help="Text that ends an answer and is cut off it; can be given many times."),
+    click.option("--system", help="System message of conversations that have none."),
+    click.option(
+        "--template-argument",
+        multiple=True,
+        type=TemplateArgument(),
+        help="NAME=VALUE: a variable of the chat template, VALUE in JSON or a text; can be given many times.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling."),
     click.option(
         "--dtype",
@@ -126,7 +152,11 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
             prompts,
             out,
             GenerateOptions(
-                take(ModelSettings, options), take(AnswerSettings, options), part=parse_part(part), **options
+                take(ModelSettings, options),
+                take(AnswerSettings, options),
+                take(PromptSettings, options),
+                part=parse_part(part),
+                **options,
             ),
         )
 
@@ -134,11 +164,12 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
 @main.command()
 @click.argument("model")
 @shared_options
-@click.option("--system", help="System message of the conversation.")
-def chat(model: str, system: str | None, **options: Any) -> None:
+def chat(model: str, **options: Any) -> None:
     """Talk with MODEL: on a terminal turn by turn (/reset, /exit), from a pipe one user message a line."""
     check_stop(options)
     from mft_infer.commands.chat import ChatOptions, chat_on_console
 
     with file_errors():
-        chat_on_console(model, ChatOptions(system, take(ModelSettings, options), take(AnswerSettings, options)))
+        chat_on_console(
+            model, ChatOptions(*(take(kind, options) for kind in (ModelSettings, AnswerSettings, PromptSettings)))
+        )

@@ -25,7 +25,15 @@ class AnswerSettings:
     stop: tuple[str, ...] = ()
 
 
-Settings = TypeVar("Settings", ModelSettings, AnswerSettings)
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """What is added to conversations: a `system` message to those without one, and variables of the chat template."""
+
+    system: str | None = None
+    template_argument: tuple[tuple[str, Any], ...] = ()
+
+
+Settings = TypeVar("Settings", ModelSettings, AnswerSettings, PromptSettings)
 
 
 def take(kind: type[Settings], options: dict[str, Any]) -> Settings:

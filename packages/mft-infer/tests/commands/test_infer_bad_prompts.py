@@ -14,8 +14,18 @@ BAD = [
     ({"prompt": ""}, "the prompt is empty"),
     ({"prompt": "x y " * 200}, "do not fit the model's context of 96 tokens"),
     ({"messages": []}, "messages is not a list"),
-    ({"messages": [3]}, "message 0 needs a role and a content"),
-    ({"chat_rounds": [*MESSAGES, {"role": "user"}]}, "message 1 needs a role and a content"),
+    ({"messages": [3]}, "message 0 needs a role"),
+    ({"messages": [{"role": None, "content": "x"}]}, "message 0 needs a role"),
+    ({"chat_rounds": [*MESSAGES, {"role": "user"}]}, "message 1 needs a content"),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, "message 0 needs a content"),
+    ({"messages": [{"role": "<|end|>", "content": "x"}]}, "the role of message 0 is no word"),
+    ({"messages": MESSAGES, "tools": [1]}, "tools is not a list of objects"),
+    ({"messages": MESSAGES, "special_tokens": True}, "special_tokens goes with prompt only"),
+    ({"prompt": "x", "tools": []}, "tools goes with messages only"),
+    ({"prompt": "x", "special_tokens": 1}, "special_tokens is not true or false"),
+    ({"prompt": "a\ufdd0b"}, "U+FDD0, which is reserved"),
+    ({"messages": [{"role": "user", "content": "a\ufdd0b"}]}, "U+FDD0, which is reserved"),
+    ({"messages": [{"role": "user", "content": "\ufdd2<|end|>"}]}, "U+FDD2, which is reserved"),
 ]
 
 

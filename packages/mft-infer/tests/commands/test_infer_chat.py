@@ -6,9 +6,9 @@ import pytest
 
 from mft_infer.commands.chat import ChatOptions, chat
 from mft_infer.errors import InferError
-from mft_infer.settings import AnswerSettings, ModelSettings
+from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
 
-OPTIONS = ChatOptions(system=None, model=ModelSettings(), answer=AnswerSettings(max_new_tokens=6))
+OPTIONS = ChatOptions(ModelSettings(), AnswerSettings(max_new_tokens=6), PromptSettings())
 
 
 @pytest.fixture

@@ -72,7 +72,10 @@ def test_messages_are_rendered_by_the_chat_template(complete, tokenizer):
     ]
     text = "<s>human\nfox\n<s>bot\ndog<|end|>\n<s>human\nx\n<s>bot\n"
     by_template, by_hand = complete(
-        [{"problem_id": "a", "messages": messages, "entry_point": "ignored"}, {"problem_id": "b", "prompt": text}],
+        [
+            {"problem_id": "a", "messages": messages, "entry_point": "ignored"},
+            {"problem_id": "b", "prompt": text, "special_tokens": True},
+        ],
         "--max-new-tokens",
         12,
     )

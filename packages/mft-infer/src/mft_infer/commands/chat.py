@@ -10,18 +10,19 @@ import click
 from mft_infer.decoding.decode import Sequence, decode
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import request_random
+from mft_infer.encoding.chat_template import Conversation
 from mft_infer.errors import InferError, PromptError
-from mft_infer.model.language_model import LanguageModel, encode_messages, load_language_model
-from mft_infer.settings import AnswerSettings, ModelSettings
+from mft_infer.model.language_model import LanguageModel, load_language_model
+from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
     """The options of `mft-infer chat`, under the names that they have there."""
 
-    system: str | None
     model: ModelSettings
     answer: AnswerSettings
+    prompt: PromptSettings
 
 
 def chat_on_console(model: str, options: ChatOptions) -> None:
@@ -46,7 +47,7 @@ def chat(
 
     Only an interactive chat knows the commands, and lives on when the history no longer fits the context.
     """
-    opening = [{"role": "system", "content": options.system}] if options.system is not None else []
+    opening = [{"role": "system", "content": options.prompt.system}] if options.prompt.system is not None else []
     history = list(opening)
     for turn, line in enumerate(lines):
         if is_interactive and line.strip() == "/exit":
@@ -73,7 +74,8 @@ def _new_sequence(
     language_model: LanguageModel, messages: list[dict[str, str]], options: ChatOptions, turn: int
 ) -> Sequence:
     """The answer to `messages`, before its first token."""
-    ids = encode_messages(language_model, messages)
+    arguments = dict(options.prompt.template_argument)
+    ids = language_model.encoder.encode_conversation(Conversation(messages, arguments=arguments))
     limit = language_model.context_length
     if limit is not None and len(ids) >= limit:
         raise PromptError(

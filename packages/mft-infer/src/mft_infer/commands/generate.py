@@ -22,7 +22,7 @@ from mft_infer.output.in_order import in_order
 from mft_infer.output.resume import finished_lines
 from mft_infer.output.run_record import run_record
 from mft_infer.prompts.records import Prompt, read_prompts
-from mft_infer.settings import AnswerSettings, ModelSettings
+from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class GenerateOptions:
 
     model: ModelSettings
     answer: AnswerSettings
+    prompt: PromptSettings
     batch_size: int
     num_samples: int
     part: tuple[int, int] | None
@@ -47,15 +48,22 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
     prompts = _part(_read(prompts_path), options.part)
     language_model = load_language_model(model, options.model)
-    settings = asdict(options.answer) | {"stop": list(options.answer.stop), "dtype": language_model.dtype}
+    settings = _settings(options, language_model.dtype)
     run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
-    engine = LocalEngine(language_model, options.answer, options.batch_size)
+    engine = LocalEngine(language_model, options.answer, options.prompt, options.batch_size)
     engine.check(prompts)
     requests = [Request(prompt, index) for prompt in prompts for index in range(options.num_samples)]
     if is_pipe:
         _write_pipe(engine, requests, run, options)
     else:
         _write_file(engine, requests, run, out_path, options)
+
+
+def _settings(options: GenerateOptions, dtype: str) -> dict[str, Any]:
+    """The settings that a text depends on, as every line tells them."""
+    answer = asdict(options.answer) | {"stop": list(options.answer.stop)}
+    prompt = {"system": options.prompt.system, "template_arguments": dict(options.prompt.template_argument)}
+    return answer | prompt | {"dtype": dtype}
 
 
 def _read(path: Path) -> list[Prompt]:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from mft_infer.decoding.decode import Sequence, decode
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import request_random
+from mft_infer.encoding.chat_template import Conversation
 from mft_infer.engines.request import Request
 from mft_infer.errors import InferError, PromptError
-from mft_infer.model.language_model import LanguageModel, encode_messages, encode_text
+from mft_infer.model.language_model import LanguageModel
 from mft_infer.output.generation import Completion, failed
-from mft_infer.prompts.records import Prompt
-from mft_infer.settings import AnswerSettings
+from mft_infer.prompts.records import Prompt, with_system
+from mft_infer.settings import AnswerSettings, PromptSettings
 
 # So many batches are sorted by length together.
 WINDOW_BATCHES = 16
@@ -20,9 +21,16 @@ WINDOW_BATCHES = 16
 class LocalEngine:
     """A loaded model that answers `batch_size` requests at a time."""
 
-    def __init__(self, language_model: LanguageModel, settings: AnswerSettings, batch_size: int) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        settings: AnswerSettings,
+        prompt_settings: PromptSettings,
+        batch_size: int,
+    ) -> None:
         self._language_model = language_model
         self._settings = settings
+        self._prompt_settings = prompt_settings
         self._batch_size = batch_size
 
     def check(self, prompts: Iterable[Prompt]) -> None:
@@ -52,10 +60,15 @@ class LocalEngine:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if prompt.error is not None:
             raise PromptError(prompt.error)
+        encoder = self._language_model.encoder
         if prompt.messages is not None:
-            ids = encode_messages(self._language_model, prompt.messages)
+            messages = with_system(prompt.messages, self._prompt_settings.system)
+            arguments = dict(self._prompt_settings.template_argument)
+            ids = encoder.encode_conversation(Conversation(messages, prompt.tools, arguments))
+        elif prompt.special_tokens:
+            ids = encoder.encode_marked_text(prompt.text or "")
         else:
-            ids = encode_text(self._language_model, prompt.text or "")
+            ids = encoder.encode_text(prompt.text or "")
         limit = self._language_model.context_length
         if limit is not None and len(ids) >= limit:
             raise PromptError(f"{len(ids)} tokens do not fit the model's context of {limit} tokens with an answer")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mft_infer.errors import InferError, PromptError
+from mft_infer.encoding.prompt_encoder import PromptEncoder
+from mft_infer.errors import InferError
 from mft_infer.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class LanguageModel:
     name: str
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    encoder: PromptEncoder
     stop_ids: frozenset[int]
     context_length: int | None
     sources: tuple[str, ...]
@@ -53,6 +55,7 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
     _check_model_name(model_name)
     has_own_tokenizer = adapter_dir and any((adapter_dir / file).is_file() for file in TOKENIZER_FILES)
     tokenizer = _load_tokenizer(str(adapter_dir) if has_own_tokenizer else model_name)
+    encoder = PromptEncoder(tokenizer, name)
     model = _load_model(model_name, wanted)
     if adapter_dir is not None:
         model = _with_adapter(model, adapter_dir)
@@ -62,30 +65,8 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
         raise InferError(f"the model does not load on {device}: {_first_line(error)}") from error
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     sources = (model_name,) if adapter_dir is None else (model_name, str(adapter_dir))
-    return LanguageModel(name, model, tokenizer, _stop_ids(model, tokenizer), context_length, sources)
-
-
-def encode_text(language_model: LanguageModel, text: str) -> list[int]:
-    """The ids of a raw prompt, with what the tokenizer puts before every text."""
-    return language_model.tokenizer.encode(text)
-
-
-def encode_messages(language_model: LanguageModel, messages: list[dict[str, str]]) -> list[int]:
-    """The ids of a conversation rendered by the chat template, up to where the answer begins."""
-    from jinja2 import TemplateError
-
-    tokenizer = language_model.tokenizer
-    if tokenizer.chat_template is None:
-        raise InferError(
-            "the tokenizer has no chat template",
-            where=language_model.name,
-            fix='use prompts with "prompt" instead of "messages", or a model with a template',
-        )
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise PromptError(f"the chat template refuses the messages: {_first_line(error)}") from error
-    return tokenizer.encode(text, add_special_tokens=False)
+    stop_ids = _stop_ids(model, tokenizer, encoder)
+    return LanguageModel(name, model, tokenizer, encoder, stop_ids, context_length, sources)
 
 
 def _device_name(device: str) -> str:
@@ -127,7 +108,7 @@ def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
         raise _load_error("tokenizer", name, error) from error
 
@@ -136,7 +117,9 @@ def _load_model(name: str, dtype: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
         raise _load_error("model", name, error) from error
     for problem, keys in (("missing", loading["missing_keys"]), ("of another shape", loading["mismatched_keys"])):
@@ -173,26 +156,8 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's EOS, the generation config's, and the token that ends a bot turn."""
+def _stop_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", encoder: PromptEncoder) -> frozenset[int]:
+    """The ids that end an answer: the tokenizer's EOS, the generation config's, those that the template puts there."""
     known = model.generation_config.eos_token_id
     configured = known if isinstance(known, list) else [known]
-    ids = {tokenizer.eos_token_id, *configured, _turn_end_id(tokenizer)}
-    return frozenset(token_id for token_id in ids if token_id is not None)
-
-
-def _turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The special token that the chat template puts after an answer, if it does."""
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        return None
-    answer = "an answer to be found again"
-    conversation = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    try:
-        rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except TemplateError:
-        return None
-    _, found, rest = rendered.rpartition(answer)
-    ids = tokenizer.encode(rest.lstrip(), add_special_tokens=False) if found else []
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
+    return frozenset({tokenizer.eos_token_id, *configured} - {None}) | encoder.stop_ids

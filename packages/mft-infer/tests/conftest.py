@@ -74,6 +74,26 @@ def model_dir(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
+def big_cache_model(tmp_path_factory, tokenizer) -> Path:
+    """A random Llama with a cache of 64 KiB a token."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        head_dim=256,
+        max_position_embeddings=2048,
+        initializer_range=0.4,
+    )
+    directory = tmp_path_factory.mktemp("big")
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def adapter_dir(tmp_path_factory, model_dir, tokenizer) -> Path:
     """A random LoRA adapter over `model_dir`, with the tokenizer beside it."""
     torch.manual_seed(1)

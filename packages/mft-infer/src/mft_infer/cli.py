@@ -59,7 +59,29 @@ SHARED_OPTIONS = (
         show_default=True,
         help="Sample among so many tokens; 0 is all.",
     ),
+    click.option(
+        "--min-p",
+        type=click.FloatRange(min=0, max=1),
+        default=0.0,
+        show_default=True,
+        help="Sample among the tokens with at least this share of the likeliest one's probability.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Divide the scores of tokens that are there already by this.",
+    ),
     click.option("--stop", multiple=True, help="Text that ends an answer and is cut off it; can be given many times."),
+    click.option(
+        "--stop-token", multiple=True, help="Token that ends an answer, its text or its id; can be given many times."
+    ),
+    click.option(
+        "--generation-config",
+        is_flag=True,
+        help="Use the settings of the model's generation config where the command line has none.",
+    ),
     click.option("--system", help="System message of conversations that have none."),
     click.option(
         "--template-argument",
@@ -92,6 +114,13 @@ def check_stop(options: dict[str, Any]) -> None:
     """Refuses an empty stop text, which would end every answer before its first character."""
     if "" in options["stop"]:
         raise click.UsageError("--stop needs a text")
+
+
+def given_options() -> frozenset[str]:
+    """The names of the options that are on the command line."""
+    context = click.get_current_context()
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return frozenset(name for name, source in sources if source is not click.core.ParameterSource.DEFAULT)
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
@@ -128,7 +157,24 @@ def main() -> None:
 @click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("out", type=click.Path(path_type=Path, allow_dash=True))
 @shared_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Completions at a time.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Completions at a time, at most."
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=32768,
+    show_default=True,
+    help="Tokens of prompts and completions in the cache at a time; halved when memory runs out.",
+)
+@click.option(
+    "--beams",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Search with so many beams for the likeliest completion.",
+)
+@click.option("--logprobs", is_flag=True, help="Write the tokens of each completion and their log-probabilities.")
 @click.option(
     "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Completions for each problem."
 )
@@ -139,7 +185,9 @@ def main() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
 def generate(model: str, prompts: Path, out: Path, part: str | None, **options: Any) -> None:
     """Complete every prompt of the JSONL file PROMPTS and write the completions to the JSONL file OUT; - is a pipe."""
-    if options["num_samples"] > 1 and options["temperature"] == 0:
+    if options["beams"] > 1 and (options["temperature"] > 0 or options["logprobs"] or options["num_samples"] > 1):
+        raise click.UsageError("--beams goes with neither --temperature, --logprobs nor --num-samples")
+    if options["num_samples"] > 1 and options["temperature"] == 0 and not options["generation_config"]:
         raise click.UsageError("--num-samples above 1 needs a --temperature above 0: greedy samples are all the same")
     if options["resume"] and (options["overwrite"] or str(out) == "-"):
         raise click.UsageError("--resume goes on with a file: it takes no --overwrite and no pipe")
@@ -155,6 +203,7 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
                 take(ModelSettings, options),
                 take(AnswerSettings, options),
                 take(PromptSettings, options),
+                given=given_options(),
                 part=parse_part(part),
                 **options,
             ),
@@ -170,6 +219,5 @@ def chat(model: str, **options: Any) -> None:
     from mft_infer.commands.chat import ChatOptions, chat_on_console
 
     with file_errors():
-        chat_on_console(
-            model, ChatOptions(*(take(kind, options) for kind in (ModelSettings, AnswerSettings, PromptSettings)))
-        )
+        settings = [take(kind, options) for kind in (ModelSettings, AnswerSettings, PromptSettings)]
+        chat_on_console(model, ChatOptions(*settings, given=given_options(), **options))

@@ -15,14 +15,22 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How an answer is made; `temperature` 0 is greedy, `top_p` 1 and `top_k` 0 leave all tokens in."""
+    """How an answer is made; `temperature` 0 is greedy, `top_p` 1, `top_k` 0 and `min_p` 0 leave all tokens in.
+
+    `stop` are texts, `stop_token` special tokens by their text or other tokens by their id.
+    """
 
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    beams: int = 1
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_token: tuple[str, ...] = ()
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    MinPLogitsWarper,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from mft_infer.decoding.detokenizer import Detokenizer
-from mft_infer.decoding.sampling import choose_tokens, request_random
+from mft_infer.decoding.sampling import choose_tokens, penalized, request_random, request_seed
 from mft_infer.settings import AnswerSettings
 
 logit_rows = st.lists(st.floats(-8, 8), min_size=1, max_size=12)
@@ -63,10 +69,45 @@ def test_top_p_worked_by_hand():
     assert counts[1] / 1000 == pytest.approx(0.625, abs=0.05)
 
 
+def test_min_p_worked_by_hand():
+    """Of 0.5, 0.3, 0.2 those with at least half of 0.5 are the first two."""
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    settings = AnswerSettings(temperature=1, min_p=0.5)
+    chosen = {choose_tokens(logits, settings, [Random(index)])[0] for index in range(200)}
+    assert chosen == {1, 2}
+
+
+@given(logit_rows, st.floats(0.1, 2), st.floats(0.05, 1), st.integers(0, 12), st.floats(0, 1))
+def test_tokens_left_in_are_those_of_transformers(row, temperature, top_p, top_k, min_p):
+    """Its processors in its order: temperature, top-k, top-p, min-p."""
+    scores = torch.tensor([row], dtype=torch.float64) / temperature
+    warpers = [TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)]
+    for warper in [TopKLogitsWarper(top_k), *warpers] if top_k else warpers:
+        scores = warper(None, scores)
+    left = {index for index, score in enumerate(scores[0].tolist()) if score > -torch.inf}
+    settings = AnswerSettings(4, temperature, top_p, top_k, min_p)
+    # The ties at a border may fall either way, in both.
+    likely = torch.softmax(torch.tensor(row, dtype=torch.float64) / temperature, 0)
+    for index in range(30):
+        [token] = choose_tokens(torch.tensor([row], dtype=torch.float64), settings, [Random(index)])
+        assert token in left or any(abs(likely[token] - likely[other]) < 1e-9 for other in left)
+
+
+@given(logit_rows, st.floats(0.5, 2), st.lists(st.integers(0, 11), max_size=6))
+def test_the_repetition_penalty_is_that_of_transformers(row, penalty, ids):
+    ids = [token_id for token_id in ids if token_id < len(row)]
+    logits = torch.tensor([row])
+    if ids:
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([ids]), logits.clone())
+        assert torch.equal(penalized(logits, penalty, [ids]), expected)
+
+
 def test_requests_differ_in_their_random_numbers():
     keys = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
     assert len({request_random(*key).random() for key in keys}) == 4
     assert request_random(3, "x", 2).random() == request_random(3, "x", 2).random()
+    assert len({request_seed(*key) for key in keys}) == 4
+    assert all(0 <= request_seed(*key) < 1 << 31 for key in keys)
 
 
 @settings(deadline=None)

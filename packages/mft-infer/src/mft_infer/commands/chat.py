@@ -3,15 +3,17 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 
-from mft_infer.decoding.decode import Sequence, decode
+from mft_infer.decoding.answer import Answer
+from mft_infer.decoding.batch import Batch
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import request_random
 from mft_infer.encoding.chat_template import Conversation
 from mft_infer.errors import InferError, PromptError
+from mft_infer.model.generation_defaults import with_defaults
 from mft_infer.model.language_model import LanguageModel, load_language_model
 from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
 
@@ -23,11 +25,16 @@ class ChatOptions:
     model: ModelSettings
     answer: AnswerSettings
     prompt: PromptSettings
+    given: frozenset[str] = frozenset()
+    generation_config: bool = False
 
 
 def chat_on_console(model: str, options: ChatOptions) -> None:
     """Talk over stdin and stdout: with a prompt and commands on a terminal, one message a line from a pipe."""
     language_model = load_language_model(model, options.model)
+    defaults = language_model.generation_defaults
+    answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
+    options = replace(options, answer=answer)
     is_interactive = sys.stdin.isatty()
     if is_interactive:
         click.echo("/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer", err=True)
@@ -72,7 +79,7 @@ def chat(
 
 def _new_sequence(
     language_model: LanguageModel, messages: list[dict[str, str]], options: ChatOptions, turn: int
-) -> Sequence:
+) -> Answer:
     """The answer to `messages`, before its first token."""
     arguments = dict(options.prompt.template_argument)
     ids = language_model.encoder.encode_conversation(Conversation(messages, arguments=arguments))
@@ -81,10 +88,10 @@ def _new_sequence(
         raise PromptError(
             f"the conversation has {len(ids)} tokens, the model's context has {limit} for it and the answer"
         )
-    return Sequence(
+    return Answer(
         ids,
         max_new_tokens=min(options.answer.max_new_tokens, (limit or sys.maxsize) - len(ids)),
-        stop_ids=language_model.stop_ids,
+        stop_ids=language_model.stop_ids | language_model.token_ids(options.answer.stop_token),
         stop_texts=options.answer.stop,
         random=request_random(options.answer.seed, "chat", turn),
         detokenizer=Detokenizer(language_model.tokenizer),
@@ -92,16 +99,21 @@ def _new_sequence(
 
 
 def _answer(
-    language_model: LanguageModel, sequence: Sequence, options: ChatOptions, write: Callable[[str], None]
+    language_model: LanguageModel, sequence: Answer, options: ChatOptions, write: Callable[[str], None]
 ) -> None:
     """Write the answer as it grows; Ctrl-C ends it where it is."""
     num_written = 0
     try:
-        for _ in decode(language_model.model, [sequence], options.answer):
+        batch = Batch(language_model.forward, options.answer)
+        batch.add([[sequence]])
+        while True:
             text = sequence.text[num_written:]
             num_written = len(sequence.text)
             if text:
                 write(text)
+            if not batch.answers:
+                break
+            batch.step()
     except KeyboardInterrupt:
         write("\n")
         click.echo("(stopped)", err=True)

@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from mft_infer.decoding.budget import Budget
 from mft_infer.engines.local import LocalEngine
 from mft_infer.engines.request import Engine, Request
 from mft_infer.errors import InferError
 from mft_infer.model.fingerprint import fingerprint
+from mft_infer.model.generation_defaults import with_defaults
 from mft_infer.model.language_model import load_language_model
 from mft_infer.output.generation import Generation, to_line
 from mft_infer.output.generations_file import GenerationsFile, Key, check_out
@@ -32,7 +34,10 @@ class GenerateOptions:
     model: ModelSettings
     answer: AnswerSettings
     prompt: PromptSettings
+    given: frozenset[str]
+    generation_config: bool
     batch_size: int
+    batch_tokens: int
     num_samples: int
     part: tuple[int, int] | None
     unordered: bool
@@ -48,9 +53,13 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
     prompts = _part(_read(prompts_path), options.part)
     language_model = load_language_model(model, options.model)
-    settings = _settings(options, language_model.dtype)
+    defaults = language_model.generation_defaults
+    answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
+    _check_samples(answer, options.num_samples)
+    settings = _settings(answer, options.prompt, language_model.dtype)
     run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
-    engine = LocalEngine(language_model, options.answer, options.prompt, options.batch_size)
+    budget = Budget(options.batch_size, options.batch_tokens)
+    engine = LocalEngine(language_model, answer, options.prompt, budget)
     engine.check(prompts)
     requests = [Request(prompt, index) for prompt in prompts for index in range(options.num_samples)]
     if is_pipe:
@@ -59,11 +68,16 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
         _write_file(engine, requests, run, out_path, options)
 
 
-def _settings(options: GenerateOptions, dtype: str) -> dict[str, Any]:
+def _check_samples(answer: AnswerSettings, num_samples: int) -> None:
+    if num_samples > 1 and answer.temperature == 0:
+        raise InferError("--num-samples above 1 needs a --temperature above 0", fix="greedy samples are all the same")
+
+
+def _settings(answer: AnswerSettings, prompt: PromptSettings, dtype: str) -> dict[str, Any]:
     """The settings that a text depends on, as every line tells them."""
-    answer = asdict(options.answer) | {"stop": list(options.answer.stop)}
-    prompt = {"system": options.prompt.system, "template_arguments": dict(options.prompt.template_argument)}
-    return answer | prompt | {"dtype": dtype}
+    settings = asdict(answer) | {"stop": list(answer.stop), "stop_token": list(answer.stop_token)}
+    added = {"system": prompt.system, "template_argument": dict(prompt.template_argument)}
+    return settings | added | {"dtype": dtype}
 
 
 def _read(path: Path) -> list[Prompt]:

@@ -1,11 +1,15 @@
-"""The engine that is this process: a loaded model and batches of like length."""
+"""The engine that is this process: a loaded model and a schedule of its rows."""
 
 import sys
 from collections.abc import Iterable, Iterator
 
-from mft_infer.decoding.decode import Sequence, decode
+from mft_infer.decoding.answer import Answer
+from mft_infer.decoding.beams import search_all
+from mft_infer.decoding.budget import Budget
+from mft_infer.decoding.by_generate import generate_all, has_state_of_its_own
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import request_random
+from mft_infer.decoding.schedule import decode_all
 from mft_infer.encoding.chat_template import Conversation
 from mft_infer.engines.request import Request
 from mft_infer.errors import InferError, PromptError
@@ -14,24 +18,18 @@ from mft_infer.output.generation import Completion, failed
 from mft_infer.prompts.records import Prompt, with_system
 from mft_infer.settings import AnswerSettings, PromptSettings
 
-# So many batches are sorted by length together.
-WINDOW_BATCHES = 16
-
 
 class LocalEngine:
-    """A loaded model that answers `batch_size` requests at a time."""
+    """A loaded model that answers as many requests at a time as the budget allows."""
 
     def __init__(
-        self,
-        language_model: LanguageModel,
-        settings: AnswerSettings,
-        prompt_settings: PromptSettings,
-        batch_size: int,
+        self, language_model: LanguageModel, settings: AnswerSettings, prompt_settings: PromptSettings, budget: Budget
     ) -> None:
         self._language_model = language_model
         self._settings = settings
         self._prompt_settings = prompt_settings
-        self._batch_size = batch_size
+        self._budget = budget
+        self._stop_ids = language_model.stop_ids | language_model.token_ids(settings.stop_token)
 
     def check(self, prompts: Iterable[Prompt]) -> None:
         """Raises InferError if the model cannot answer prompts of this kind at all."""
@@ -44,18 +42,40 @@ class LocalEngine:
 
     def complete(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Completion]]:
         """Each request with its completion, in the order in which they are done."""
-        sound: list[tuple[Request, list[int]]] = []
+        groups: dict[str, list[Answer]] = {}
+        asked: dict[Answer, Request] = {}
         for request in requests:
+            problem_id = request.prompt.problem_id
             try:
-                sound.append((request, self._prompt_ids(request.prompt)))
+                ids = groups[problem_id][0].prompt_ids if problem_id in groups else self._prompt_ids(request.prompt)
             except PromptError as error:
                 yield request, failed(error.reason)
-        window = WINDOW_BATCHES * self._batch_size
-        for start in range(0, len(sound), window):
-            # Longest first: if memory does not suffice, that shows at once.
-            part = sorted(sound[start : start + window], key=lambda pair: -len(pair[1]))
-            for first in range(0, len(part), self._batch_size):
-                yield from self._complete_batch(part[first : first + self._batch_size])
+                continue
+            answer = self._answer(request, ids)
+            groups.setdefault(problem_id, []).append(answer)
+            asked[answer] = request
+        for answer in self._decode(list(groups.values())):
+            yield asked[answer], _completion(answer, has_logprobs=self._settings.logprobs)
+
+    def _decode(self, groups: list[list[Answer]]) -> Iterator[Answer]:
+        model = self._language_model
+        answers = [answer for group in groups for answer in group]
+        if self._settings.beams == 1 and has_state_of_its_own(model.model):
+            return generate_all(model.model, answers, self._settings, self._budget)
+        if self._settings.beams == 1:
+            return decode_all(model.forward, groups, self._settings, self._budget)
+        return search_all(model.model, model.tokenizer, self._stop_ids, answers, self._settings, self._budget)
+
+    def _answer(self, request: Request, ids: list[int]) -> Answer:
+        limit = self._language_model.context_length or sys.maxsize
+        return Answer(
+            ids,
+            max_new_tokens=min(self._settings.max_new_tokens, limit - len(ids)),
+            stop_ids=self._stop_ids,
+            stop_texts=self._settings.stop,
+            random=request_random(self._settings.seed, request.prompt.problem_id, request.sample_index),
+            detokenizer=Detokenizer(self._language_model.tokenizer),
+        )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if prompt.error is not None:
@@ -76,25 +96,13 @@ class LocalEngine:
             raise PromptError("the prompt is empty")
         return ids
 
-    def _complete_batch(self, batch: list[tuple[Request, list[int]]]) -> Iterator[tuple[Request, Completion]]:
-        import torch
 
-        limit = self._language_model.context_length or sys.maxsize
-        sequences = [
-            Sequence(
-                ids,
-                max_new_tokens=min(self._settings.max_new_tokens, limit - len(ids)),
-                stop_ids=self._language_model.stop_ids,
-                stop_texts=self._settings.stop,
-                random=request_random(self._settings.seed, request.prompt.problem_id, request.sample_index),
-                detokenizer=Detokenizer(self._language_model.tokenizer),
-            )
-            for request, ids in batch
-        ]
-        try:
-            for _ in decode(self._language_model.model, sequences, self._settings):
-                pass
-        except torch.OutOfMemoryError as error:
-            raise InferError("the device has not enough memory", fix="use a smaller --batch-size") from error
-        for (request, _), sequence in zip(batch, sequences, strict=True):
-            yield request, Completion(sequence.text, sequence.finish_reason or "length", sequence.num_tokens)
+def _completion(answer: Answer, *, has_logprobs: bool) -> Completion:
+    return Completion(
+        answer.text,
+        answer.finish_reason or "length",
+        len(answer.token_ids),
+        answer.error,
+        token_ids=answer.token_ids if has_logprobs else None,
+        logprobs=answer.logprobs if has_logprobs else None,
+    )

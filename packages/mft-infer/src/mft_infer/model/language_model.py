@@ -1,14 +1,17 @@
 """A model with its tokenizer, loaded from a directory, and what it needs to be talked to: templates, stops, limits."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mft_infer.decoding.forward import Forward
 from mft_infer.encoding.prompt_encoder import PromptEncoder
 from mft_infer.errors import InferError
+from mft_infer.model.generation_defaults import generation_defaults
 from mft_infer.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -21,21 +24,37 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 class LanguageModel:
     """`stop_ids` are the tokens that end an answer; `context_length` is in tokens, None where the config has none.
 
-    `sources` are the directories or the hub ids that it was loaded from.
+    `sources` are the directories or the hub ids that it was loaded from, `generation_defaults` what its makers would
+    have answers made with, under the names of AnswerSettings.
     """
 
     name: str
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     encoder: PromptEncoder
+    forward: Forward
     stop_ids: frozenset[int]
     context_length: int | None
     sources: tuple[str, ...]
+    generation_defaults: dict[str, Any]
 
     @property
     def dtype(self) -> str:
         """The type of the weights, as torch names it."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    def token_ids(self, names: Iterable[str]) -> frozenset[int]:
+        """The ids of tokens given by their text or their number; raises InferError for one that is not there."""
+        vocabulary = self.tokenizer.get_vocab()
+        ids = set()
+        for name in names:
+            if name in vocabulary:
+                ids.add(vocabulary[name])
+            elif name.isascii() and name.isdigit() and int(name) < len(self.tokenizer):
+                ids.add(int(name))
+            else:
+                raise InferError(f'the tokenizer has no token "{name}"', where=self.name)
+        return frozenset(ids)
 
 
 def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
@@ -66,7 +85,10 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     sources = (model_name,) if adapter_dir is None else (model_name, str(adapter_dir))
     stop_ids = _stop_ids(model, tokenizer, encoder)
-    return LanguageModel(name, model, tokenizer, encoder, stop_ids, context_length, sources)
+    defaults = generation_defaults(model.generation_config)
+    # What transformers' own generation would otherwise take from it without a word.
+    model.generation_config = transformers.GenerationConfig()
+    return LanguageModel(name, model, tokenizer, encoder, Forward(model), stop_ids, context_length, sources, defaults)
 
 
 def _device_name(device: str) -> str:

@@ -5,18 +5,23 @@ from typing import Any
 
 import orjson
 
+OPTIONAL = ("error", "token_ids", "logprobs")
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a model made of a prompt; `num_tokens` counts the tokens generated, the stop token among them.
 
     `finish_reason` is "stop", "length" or "error"; only with "error" is there an `error`, which says what was wrong.
+    `token_ids` and their `logprobs`, natural logarithms, are there if they were asked for.
     """
 
     text: str
     finish_reason: str
     num_tokens: int
     error: str | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ def to_line(generation: Generation, run: dict[str, Any]) -> bytes:
         "completion": completion.text,
         "finish_reason": completion.finish_reason,
         "num_tokens": completion.num_tokens,
-        **({"error": completion.error} if completion.error is not None else {}),
+        **{name: getattr(completion, name) for name in OPTIONAL if getattr(completion, name) is not None},
         "prompt_sha256": generation.prompt_sha256,
         "run": run,
     }

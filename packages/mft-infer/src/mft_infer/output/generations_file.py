@@ -60,7 +60,8 @@ class GenerationsFile:
 
     def replace(self, lines: Iterable[bytes]) -> None:
         """Make the file hold these lines, by one rename, and go on appending to it."""
-        partial_path = self._path.parent / f".{self._path.name}.partial-{os.getpid()}"
+        # Not the name of this process: the lock keeps it to one, and the next run takes over what a kill leaves.
+        partial_path = self._path.parent / f".{self._path.name}.partial"
         try:
             file = partial_path.open("wb")
             _lock(file.fileno(), partial_path)

@@ -65,8 +65,9 @@ def test_messages_without_a_chat_template_are_refused(fails, damaged):
 
 
 def test_bad_models_are_one_line(fails, tmp_path, damaged):
+    (tmp_path / "empty").mkdir()
     assert f"there is no model directory {tmp_path / 'none'}" in fails(tmp_path / "none", input=PROMPT)
-    assert "it has neither config.json nor adapter_config.json" in fails(tmp_path, input=PROMPT)
+    assert "it has neither config.json nor adapter_config.json" in fails(tmp_path / "empty", input=PROMPT)
     assert "cannot be had from the hub" in fails("someone/some-model", input=PROMPT)
     (tmp_path / "file").write_text("")
     assert "is a file, not a model directory" in fails(tmp_path / "file", input=PROMPT)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from mft_infer.decoding.forward import Forward
 from mft_infer.encoding.prompt_encoder import PromptEncoder
 from mft_infer.errors import InferError
 from mft_infer.model.generation_defaults import generation_defaults
+from mft_infer.model.model_dir import find_model
 from mft_infer.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -67,15 +66,12 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
     base, dtype, device = settings.base, settings.dtype, settings.device
     chosen = torch.device(_device_name(device))
     wanted: Any = getattr(torch, dtype) if dtype != "auto" else torch.float32 if chosen.type == "cpu" else "auto"
-    adapter_dir = Path(name) if (Path(name) / "adapter_config.json").is_file() else None
-    if adapter_dir is None and base is not None:
-        raise InferError(f"{name} is no adapter, so it has no base", fix="leave out --base")
-    model_name = name if adapter_dir is None else base or _named_base(adapter_dir)
-    _check_model_name(model_name)
+    source = find_model(name, base)
+    adapter_dir = source.adapter
     has_own_tokenizer = adapter_dir and any((adapter_dir / file).is_file() for file in TOKENIZER_FILES)
-    tokenizer = _load_tokenizer(str(adapter_dir) if has_own_tokenizer else model_name)
+    tokenizer = _load_tokenizer(str(adapter_dir) if has_own_tokenizer else source.model)
     encoder = PromptEncoder(tokenizer, name)
-    model = _load_model(model_name, wanted)
+    model = _load_model(source.model, wanted)
     if adapter_dir is not None:
         model = _with_adapter(model, adapter_dir)
     try:
@@ -83,7 +79,7 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
     except (RuntimeError, AssertionError) as error:
         raise InferError(f"the model does not load on {device}: {_first_line(error)}") from error
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    sources = (model_name,) if adapter_dir is None else (model_name, str(adapter_dir))
+    sources = (source.model,) if adapter_dir is None else (source.model, str(adapter_dir))
     stop_ids = _stop_ids(model, tokenizer, encoder)
     defaults = generation_defaults(model.generation_config)
     # What transformers' own generation would otherwise take from it without a word.
@@ -103,29 +99,6 @@ def _device_name(device: str) -> str:
     return device
 
 
-def _named_base(adapter_dir: Path) -> str:
-    path = adapter_dir / "adapter_config.json"
-    try:
-        name = orjson.loads(path.read_bytes())["base_model_name_or_path"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise InferError("no base_model_name_or_path", where=str(path), fix="name the base with --base") from error
-    if not isinstance(name, str) or not name:
-        raise InferError("the adapter names no base model", where=str(path), fix="name it with --base")
-    return name
-
-
-def _check_model_name(name: str) -> None:
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InferError(f"{name} is no model directory: it has neither config.json nor adapter_config.json")
-    elif path.exists():
-        raise InferError(f"{name} is a file, not a model directory")
-    elif path.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        # A hub id that people share is owner/name.
-        raise InferError(f"there is no model directory {name}")
-
-
 def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
@@ -136,10 +109,8 @@ def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def _load_model(name: str, dtype: Any) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = _auto_class(name).from_pretrained(
             name, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
@@ -149,6 +120,15 @@ def _load_model(name: str, dtype: Any) -> "PreTrainedModel":
             # transformers would go on with random weights.
             raise InferError(f"weight {key} is {problem}", where=name)
     return model
+
+
+def _auto_class(name: str) -> Any:
+    """What loads the model: as a causal language model, or as one of images and text that is given text alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    is_shell = kind in AutoModelForImageTextToText._model_mapping and kind not in AutoModelForCausalLM._model_mapping
+    return AutoModelForImageTextToText if is_shell else AutoModelForCausalLM
 
 
 def _with_adapter(model: "PreTrainedModel", adapter_dir: Path) -> "PreTrainedModel":

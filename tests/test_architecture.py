@@ -37,7 +37,7 @@ ORDER = {
         ("errors", "settings"),
         ("prompts", "encoding", "decoding", "output"),
         "model",
-        "engines",
+        ("engines", "conversation"),
         "commands",
         "cli",
     ],

@@ -75,7 +75,7 @@ def model_dir(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def big_cache_model(tmp_path_factory, tokenizer) -> Path:
-    """A random Llama with a cache of 64 KiB a token."""
+    """A random Llama with a cache of 64 KiB a token, which does not come to an end by itself."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -85,10 +85,14 @@ def big_cache_model(tmp_path_factory, tokenizer) -> Path:
         num_attention_heads=8,
         head_dim=256,
         max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.4,
     )
     directory = tmp_path_factory.mktemp("big")
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.all_special_ids] = 0
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

@@ -100,6 +100,9 @@ SHARED_OPTIONS = (
     click.option(
         "--device", default="auto", show_default=True, help="Torch device; auto is the first GPU, else the CPU."
     ),
+    click.option(
+        "--quantization", type=click.Choice(["4bit", "8bit"]), help="Round the weights while they are loaded."
+    ),
 )
 
 
@@ -213,11 +216,13 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
 @main.command()
 @click.argument("model")
 @shared_options
+@click.option("--beside", help="Second model, whose answers stand beside the first one's.")
 def chat(model: str, **options: Any) -> None:
-    """Talk with MODEL: on a terminal turn by turn (/reset, /exit), from a pipe one user message a line."""
+    """Talk with MODEL: on a terminal with an editor and commands, from a pipe one message a line."""
     check_stop(options)
-    from mft_infer.commands.chat import ChatOptions, chat_on_console
+    from mft_infer.commands.chat import ChatOptions
+    from mft_infer.commands.chat import chat as talk
 
     with file_errors():
         settings = [take(kind, options) for kind in (ModelSettings, AnswerSettings, PromptSettings)]
-        chat_on_console(model, ChatOptions(*settings, given=given_options(), **options))
+        talk(model, ChatOptions(*settings, given=given_options(), **options))

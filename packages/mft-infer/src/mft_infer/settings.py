@@ -11,6 +11,7 @@ class ModelSettings:
     base: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

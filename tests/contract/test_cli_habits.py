@@ -33,6 +33,7 @@ MISSING_INPUTS = [
     ["mft-merge", "extract", "missing/", "missing/", "out", "--rank", "2"],
     ["mft-infer", "generate", "missing/", "missing.jsonl", "out.jsonl"],
     ["mft-infer", "chat", "missing/"],
+    ["mft-infer", "serve", "missing/"],
     ["mft-eval", "problems", "missing.jsonl"],
     ["mft-eval", "score", "humaneval", "missing.jsonl"],
     ["mft-eval", "join", "missing.json", "out.json"],

@@ -161,6 +161,17 @@ def main() -> None:
 @click.argument("out", type=click.Path(path_type=Path, allow_dash=True))
 @shared_options
 @click.option(
+    "--engine",
+    type=click.Choice(["transformers", "openai"]),
+    default="transformers",
+    show_default=True,
+    help="What answers: transformers in this process, or a server with OpenAI's interface.",
+)
+@click.option("--base-url", help="Address of the server of --engine openai, such as http://localhost:8000/v1.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Requests at a time to a server."
+)
+@click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Completions at a time, at most."
 )
 @click.option(
@@ -199,6 +210,8 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
         raise click.UsageError("--beams goes with neither --temperature, --logprobs nor --num-samples")
     if options["num_samples"] > 1 and options["temperature"] == 0 and not options["generation_config"]:
         raise click.UsageError("--num-samples above 1 needs a --temperature above 0: greedy samples are all the same")
+    if (options["engine"] == "openai") != (options["base_url"] is not None):
+        raise click.UsageError("--engine openai and --base-url go together")
     if options["resume"] and (options["overwrite"] or str(out) == "-"):
         raise click.UsageError("--resume goes on with a file: it takes no --overwrite and no pipe")
     check_stop(options)
@@ -233,3 +246,30 @@ def chat(model: str, **options: Any) -> None:
     with file_errors():
         settings = [take(kind, options) for kind in (ModelSettings, AnswerSettings, PromptSettings)]
         talk(model, ChatOptions(*settings, given=given_options(), **options))
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--server",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="Whose server is started.",
+)
+@click.option("--host", default="localhost", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen at.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Type of the weights; auto is float32 on a CPU and the model's own on a GPU.",
+)
+@click.option("--device", default="auto", show_default=True, help="Torch device of the server of transformers.")
+def serve(model: str, **options: Any) -> None:
+    """Serve MODEL with OpenAI's interface, for `generate --engine openai` and any other client."""
+    from mft_infer.commands.serve import ServeOptions
+    from mft_infer.commands.serve import serve as become_server
+
+    become_server(model, ServeOptions(**options))

@@ -13,6 +13,7 @@ import click
 
 from mft_infer.decoding.budget import Budget
 from mft_infer.engines.local import LocalEngine
+from mft_infer.engines.openai import OpenAIEngine
 from mft_infer.engines.request import Engine, Request
 from mft_infer.errors import InferError
 from mft_infer.model.fingerprint import fingerprint
@@ -36,6 +37,9 @@ class GenerateOptions:
     prompt: PromptSettings
     given: frozenset[str]
     generation_config: bool
+    engine: str
+    base_url: str | None
+    concurrency: int
     batch_size: int
     batch_tokens: int
     num_samples: int
@@ -53,14 +57,7 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
     if not is_pipe:
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
     prompts = _part(_read(prompts_path), options.part)
-    language_model = load_language_model(model, options.model)
-    defaults = language_model.generation_defaults
-    answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
-    _check_samples(answer, options.num_samples)
-    settings = _settings(answer, options.prompt, language_model.dtype, options.model.quantization)
-    run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
-    budget = Budget(options.batch_size, options.batch_tokens)
-    engine = LocalEngine(language_model, answer, options.prompt, budget)
+    engine, run = (_local_engine if options.engine == "transformers" else _server_engine)(model, options)
     engine.check(prompts)
     requests = [Request(prompt, index) for prompt in prompts for index in range(options.num_samples)]
     if is_pipe:
@@ -69,16 +66,36 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
         _write_file(engine, requests, run, out_path, options)
 
 
+def _local_engine(model: str, options: GenerateOptions) -> tuple[Engine, dict[str, Any]]:
+    """The model in this process, and what its lines tell of it."""
+    language_model = load_language_model(model, options.model)
+    defaults = language_model.generation_defaults
+    answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
+    _check_samples(answer, options.num_samples)
+    loaded = {"dtype": language_model.dtype, "quantization": options.model.quantization}
+    settings = _settings(answer, options.prompt) | loaded
+    run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
+    budget = Budget(options.batch_size, options.batch_tokens)
+    return LocalEngine(language_model, answer, options.prompt, budget), run
+
+
+def _server_engine(model: str, options: GenerateOptions) -> tuple[Engine, dict[str, Any]]:
+    """A server, of which no more is known than its name for the model."""
+    _check_samples(options.answer, options.num_samples)
+    engine = OpenAIEngine(model, options.base_url or "", options.answer, options.prompt, options.concurrency)
+    return engine, run_record("openai", model, None, _settings(options.answer, options.prompt))
+
+
 def _check_samples(answer: AnswerSettings, num_samples: int) -> None:
     if num_samples > 1 and answer.temperature == 0:
         raise InferError("--num-samples above 1 needs a --temperature above 0", fix="greedy samples are all the same")
 
 
-def _settings(answer: AnswerSettings, prompt: PromptSettings, dtype: str, quantization: str | None) -> dict[str, Any]:
+def _settings(answer: AnswerSettings, prompt: PromptSettings) -> dict[str, Any]:
     """The settings that a text depends on, as every line tells them."""
     settings = asdict(answer) | {"stop": list(answer.stop), "stop_token": list(answer.stop_token)}
     added = {"system": prompt.system, "template_argument": dict(prompt.template_argument)}
-    return settings | added | {"dtype": dtype, "quantization": quantization}
+    return settings | added
 
 
 def _read(path: Path) -> list[Prompt]:

@@ -89,6 +89,6 @@ def _check(name: str) -> None:
             raise InferError(f"{name} is no model directory: it has neither config.json nor adapter_config.json")
     elif path.exists():
         raise InferError(f"{name} is a file, not a model directory")
-    elif path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    elif path.is_absolute() or name.startswith(".") or [bool(part) for part in name.split("/")] != [True, True]:
         # A hub id that people share is owner/name.
         raise InferError(f"there is no model directory {name}")

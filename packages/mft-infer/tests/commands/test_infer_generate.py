@@ -52,6 +52,18 @@ def test_greedy_equals_transformers_generate(complete, model_dir, tokenizer):
         assert entry["finish_reason"] == ("stop" if expected[-1] == tokenizer.eos_token_id else "length")
 
 
+def test_greedy_equals_transformers_generate_over_64_prompts(complete, model_dir, tokenizer):
+    """Refilled batches against transformers' own generation, one prompt at a time."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    words = ["def", "fox", "the lazy", "return a", "你好", "over", "jumps +", "b\n"]
+    texts = [f"{words[index % 8]} {words[index // 8]} " * (1 + index % 5) for index in range(64)]
+    prompts = [{"problem_id": str(index), "prompt": text} for index, text in enumerate(texts)]
+    for prompt, entry in zip(prompts, complete(prompts, "--max-new-tokens", 16, "--batch-size", 12), strict=True):
+        ids = torch.tensor([tokenizer.encode(prompt["prompt"])])
+        expected = model.generate(ids, max_new_tokens=16, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        assert entry["completion"] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
 def test_samples_do_not_depend_on_the_batch(complete):
     options = ("--max-new-tokens", 16, "--temperature", 1.5, "--num-samples", 3, "--top-p", 0.9, "--top-k", 50)
     alone = complete(PROMPTS, *options, "--batch-size", 1)

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import choose_tokens, penalized, request_random, request_seed
 from mft_infer.settings import AnswerSettings
@@ -128,6 +129,30 @@ def test_text_comes_out_as_it_went_in(tokenizer, text):
     pieces = [detokenizer.push(token_id) for token_id in tokenizer.encode(text)]
     assert "".join(pieces) + detokenizer.flush() == text
     assert text.startswith("".join(pieces))
+
+
+@settings(deadline=None)
+@given(st.text("abé🙂 ", max_size=24), st.lists(st.text("abé🙂 ", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_stop_text_ends_an_answer_across_any_tokens(tokenizer, text, stops):
+    """The text before the stop text that begins first of all that are complete when one is; it may span tokens."""
+    answer = Answer(
+        [1],
+        max_new_tokens=1000,
+        stop_ids=frozenset({tokenizer.eos_token_id}),
+        stop_texts=tuple(stops),
+        random=Random(0),
+        detokenizer=Detokenizer(tokenizer),
+    )
+    for token_id in [*tokenizer.encode(text), tokenizer.eos_token_id]:
+        if answer.finish_reason is None:
+            answer.push(token_id)
+    assert answer.finish_reason == "stop"
+    assert text.startswith(answer.text)
+    assert not any(stop in answer.text for stop in stops)
+    if any(stop in text for stop in stops):
+        assert any(text.startswith(stop, len(answer.text)) for stop in stops)
+    else:
+        assert answer.text == text
 
 
 def test_a_leading_space_survives_a_decoder_that_drops_it():

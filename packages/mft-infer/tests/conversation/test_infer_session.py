@@ -113,6 +113,25 @@ def test_what_is_not_read_again_changes_no_answer(language_model):
     assert say(session, "dog") == texts[1]
 
 
+def test_an_interrupt_within_a_forward_spoils_no_later_answer(language_model):
+    """Half of the layers have taken in a token then, and the other half has not."""
+    settings = AnswerSettings(max_new_tokens=5)
+    expected = say(Session(language_model, settings, PromptSettings()), "dog")
+    session = Session(language_model, settings, PromptSettings())
+    answer = session.ask("fox")
+    next(answer)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = language_model.model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(answer)
+    hook.remove()
+    session.undo()
+    assert say(session, "dog") == expected
+
+
 def test_a_full_context_leaves_out_the_oldest_rounds(session):
     for number in range(8):
         say(session, f"fox {number}")

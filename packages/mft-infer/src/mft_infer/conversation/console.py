@@ -1,7 +1,7 @@
 """A chat on a terminal: messages and commands are typed, answers grow, Ctrl-C stops an answer only."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ def _turn(line: str, sessions: list[Session], console: "Console") -> None:
         InferError(error.strerror or str(error), where=error.filename and str(error.filename)).show()
 
 
-def _answer(answers: list[Iterator[str]], sessions: list[Session], console: "Console") -> None:
+def _answer(answers: list[Generator[str, None, None]], sessions: list[Session], console: "Console") -> None:
     from rich.live import Live
 
     names = [session.language_model.name for session in sessions]
@@ -73,12 +73,12 @@ def _answer(answers: list[Iterator[str]], sessions: list[Session], console: "Con
         except KeyboardInterrupt:
             click.echo("(stopped)", err=True)
         for answer in answers:
-            answer.close()  # type: ignore[attr-defined]
+            answer.close()
         console.print(answer_panel(texts, names))
     _tell_ends(sessions)
 
 
-def _answer_plainly(answers: list[Iterator[str]], names: list[str]) -> None:
+def _answer_plainly(answers: list[Generator[str, None, None]], names: list[str]) -> None:
     for answer, name in zip(answers, names, strict=True):
         if len(names) > 1:
             click.echo(f"== {name} ==")

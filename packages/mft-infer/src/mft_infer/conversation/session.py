@@ -1,7 +1,7 @@
 """A conversation with one model: messages come in, answers stream out, the history grows until it is changed."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from mft_infer.decoding.answer import Answer
@@ -40,7 +40,7 @@ class Session:
         self._stop_ids = model.stop_ids | model.token_ids(self.answer_settings.stop_token)
         self._continuation = Continuation(model.forward)
 
-    def ask(self, content: str) -> Iterator[str]:
+    def ask(self, content: str) -> Generator[str, None, None]:
         """Answer a message, piece by piece; whatever ends it, question and answer are in the history.
 
         Raises PromptError, and leaves the history as it was, for a message that does not fit the context.

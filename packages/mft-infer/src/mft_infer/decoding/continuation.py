@@ -38,7 +38,12 @@ class Continuation:
             part = ids[start : start + piece]
             input_ids = torch.tensor([part], device=self._forward.model.device)
             mask = torch.ones(1, len(self._ids) + len(part), dtype=torch.long, device=input_ids.device)
-            logits = self._forward.logits(input_ids, mask, self._cache)
+            try:
+                logits = self._forward.logits(input_ids, mask, self._cache)
+            except BaseException:
+                # An interrupt leaves some layers with the new tokens and some without.
+                self._cache, self._ids = self._forward.new_cache(), []
+                raise
             self._ids += part
         return logits
 

@@ -244,8 +244,9 @@ def chat(model: str, **options: Any) -> None:
     from mft_infer.commands.chat import chat as talk
 
     with file_errors():
-        settings = [take(kind, options) for kind in (ModelSettings, AnswerSettings, PromptSettings)]
-        talk(model, ChatOptions(*settings, given=given_options(), **options))
+        model_settings, answers = take(ModelSettings, options), take(AnswerSettings, options)
+        prompts = take(PromptSettings, options)
+        talk(model, ChatOptions(model_settings, answers, prompts, given=given_options(), **options))
 
 
 @main.command()

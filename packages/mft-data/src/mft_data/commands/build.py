@@ -182,7 +182,7 @@ def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, repeats: Repeats
     work, encoder, chunks_dir = state
     gc.disable()  # a chunk makes many objects and no cycles: collecting costs a twentieth of the time
     try:
-        result = finish_chunk(work, encoder, chunk, repeats and repeats.flags, chunks_dir)
+        result = finish_chunk(work, encoder, chunk, repeats.flags if repeats else None, chunks_dir)
     finally:
         gc.enable()
     now = [span.digest for span in result.spans]

@@ -89,6 +89,7 @@ def check_rejects(parts: Parts, max_rejects: MaxRejects | None) -> None:
     num_read = 0
     for folder in parts.folders.values():
         result = finished_chunk(folder)
-        limit.add(result.counts.rejected, lambda: f"{result.first_refusal.reason}, in {folder}")  # noqa: B023
+        reason = result.first_refusal.reason if result.first_refusal else ""
+        limit.add(result.counts.rejected, lambda: f"{reason}, in {folder}")  # noqa: B023
         num_read += result.counts.read
     limit.check_percent(num_read)

@@ -92,8 +92,8 @@ def is_file_name(name: str) -> bool:
     return name.isprintable() and "/" not in name and name not in ("", ".", "..")
 
 
-def parse_shard(content: bytes | np.ndarray) -> Shard:
-    """The shard in a buffer; raises ShardError.
+def parse_shard(content: Any) -> Shard:
+    """The shard in a buffer (bytes, or an array of them); raises ShardError.
 
     The layout is that of mds.py; every offset and size in it is checked here.
     """

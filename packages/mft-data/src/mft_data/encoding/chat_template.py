@@ -160,11 +160,13 @@ class ChatTemplate:
         """The rendered text and the marked pieces, in a list of one each; raises RecordError if the template raises."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        settings: dict[str, Any] = {"chat_template": self.source, **options, **self.variables}
         try:
-            return render_jinja_template([messages], chat_template=self.source, **options, **self.variables)
+            rendered: Any = render_jinja_template([messages], **settings)
         # Whatever the expressions of a template can raise.
         except Exception as error:
             raise RecordError(f"the template refuses the conversation ({first_line(error)})") from error
+        return rendered
 
     def escaped(self, messages: Messages) -> Messages:
         """The messages with an escape after the first character of every special token in a content."""

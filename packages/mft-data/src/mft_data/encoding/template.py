@@ -21,8 +21,15 @@ class Stretch(NamedTuple):
 class Template(Protocol):
     """What an encoder asks of a template; `stop` ends the bot turns, `eos` ends documents and is the tokenizer's."""
 
-    name: str
-    eos: str
+    @property
+    def name(self) -> str:
+        """What the manifest calls it."""
+        ...
+
+    @property
+    def eos(self) -> str:
+        """The text of the tokenizer's EOS token."""
+        ...
 
     @property
     def stop(self) -> str:

@@ -90,7 +90,7 @@ def result_from(document: dict[str, Any]) -> ChunkResult:
     """The result that a document was made of."""
 
     def extreme(entry: dict[str, Any] | None) -> Extreme | None:
-        return entry and Extreme(entry["hash"], [tuple(place) for place in entry["places"]])
+        return None if entry is None else Extreme(entry["hash"], [tuple(place) for place in entry["places"]])
 
     refusal = document["first_refusal"]
     return ChunkResult(

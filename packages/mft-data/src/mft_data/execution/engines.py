@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pickle
 import tempfile
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mft_data.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
 # A job is (function, arguments...); the function gets the worker's own state first.
 Job = tuple[Any, ...]
@@ -27,7 +28,7 @@ JOBS_AHEAD = 4
 class Here:
     """Runs jobs one after the other in this process."""
 
-    def run(self, state: Any, jobs: Iterable[Job]) -> Iterator[Any]:
+    def run(self, state: Any, jobs: Iterable[Job]) -> Generator[Any]:
         """The results of the jobs in order; every job gets `state` first."""
         for function, *arguments in jobs:
             yield function(state, *arguments)
@@ -45,7 +46,7 @@ class Processes:
         for _ in range(num_workers):
             self.pool.submit(os.getpid)
 
-    def run(self, state: Any, jobs: Iterable[Job]) -> Iterator[Any]:
+    def run(self, state: Any, jobs: Iterable[Job]) -> Generator[Any]:
         """The results of the jobs in order, each of which gets its worker's copy of `state` first.
 
         Raises DataError if a worker is killed.
@@ -76,9 +77,9 @@ class Ray:
         self.num_workers = num_workers
         self.is_own = not ray.is_initialized()
         if self.is_own:
-            ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level="error")
+            ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level=logging.ERROR)
 
-    def run(self, state: Any, jobs: Iterable[Job]) -> Iterator[Any]:
+    def run(self, state: Any, jobs: Iterable[Job]) -> Generator[Any]:
         """The results of the jobs in order, each of which gets its worker's copy of `state`."""
         import ray
 
@@ -91,10 +92,15 @@ class Ray:
                 function, *arguments = job
                 return function(state, *arguments)
 
-        workers = [Worker.remote() for _ in range(self.num_workers)]
+        workers: list[Any] = [Worker.remote() for _ in range(self.num_workers)]
+
+        def end_all(_: list[Any]) -> None:
+            for worker in workers:
+                ray.kill(worker)
+
         try:
             started = (workers[number % len(workers)].work_on.remote(job) for number, job in enumerate(jobs))
-            yield from in_order(started, ray.get, lambda _: [ray.kill(worker) for worker in workers], self.num_workers)
+            yield from in_order(started, ray.get, end_all, self.num_workers)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
 

@@ -38,7 +38,7 @@ def signatures(conversations: list[Conversation]) -> np.ndarray:
 
 def slice_signatures(conversations: list[Conversation]) -> np.ndarray:
     """The signatures of at most SLICE_ROWS conversations, and at least one."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # ty: ignore[missing-module-member] - compiled, without stubs
 
     texts = [signed_words(conversation) for conversation in conversations]
     # No word is empty, so an empty one can fill up what is short of a shingle.
@@ -85,16 +85,17 @@ class Duplicates:
         """
         entries = np.ascontiguousarray(digests).view("V16").ravel().tolist()
         flags = np.zeros(len(entries), bool)
-        bands = band_keys(signatures).tolist() if self.index else []
+        signed = np.empty((0, NUM_HASHES), np.uint32) if signatures is None else signatures
+        bands = band_keys(signed).tolist() if self.index else []
         for number, digest in enumerate(entries):
             if is_left_out is not None and is_left_out[number]:
                 continue
-            if digest in self.digests or (self.index and self.index.has_near(signatures[number], bands[number])):
+            if digest in self.digests or (self.index and self.index.has_near(signed[number], bands[number])):
                 flags[number] = True
                 continue
             self.digests.add(digest)
             if self.index:
-                self.index.add(signatures[number], bands[number])
+                self.index.add(signed[number], bands[number])
         return flags
 
 

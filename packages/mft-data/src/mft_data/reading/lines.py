@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import zlib
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mft_data.errors import DataError
 
@@ -94,7 +94,7 @@ def lines_before(path: Path, start: int) -> int:
     return count + (start > 0 and not block.endswith(b"\n"))
 
 
-def whole_lines(path: Path, raw: BinaryIO) -> Iterator[bytes]:
+def whole_lines(path: Path, raw: Any) -> Iterator[bytes]:
     """The lines of an open file, decompressed as its name says; raises DataError."""
     try:
         if path.name.endswith(".gz"):

@@ -23,7 +23,7 @@ _SLACK_SECONDS = 10
 class _Worker:
     """A server process and what it is busy with."""
 
-    process: subprocess.Popen[bytes]
+    process: Any  # a Popen with both pipes
     key: Any = None
     deadline: float = 0.0
     received: bytes = b""
@@ -87,7 +87,7 @@ class JudgePool:
 
     def _start(self) -> _Worker:
         pipe = subprocess.PIPE
-        process = subprocess.Popen(
+        process: Any = subprocess.Popen(
             self._server_command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_CLEAN_ENVIRONMENT, cwd="/"
         )
         worker = _Worker(process)
@@ -112,7 +112,7 @@ class JudgePool:
         return json.loads(worker.received) if part.endswith(b"\n") else None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Any) -> None:
     """Ends a server and its sandboxes: without its stdin it ends by itself."""
     for pipe in (process.stdin, process.stdout):
         try:

@@ -35,7 +35,7 @@ _MOST_OUTPUT_BYTES = 64 * 2**10
 class Sandbox:
     """A started sandbox; `noise` is the descriptor of a file with what is written to its stderr."""
 
-    process: Popen[bytes]
+    process: Any  # a Popen with both pipes
     noise: int
 
     def ended(self) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def main() -> None:
 
 def _start(command: list[str], bundle: bytes) -> Sandbox:
     noise = os.memfd_create("noise")
-    process = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=noise, pipesize=_PIPE_BYTES)
+    process: Any = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=noise, pipesize=_PIPE_BYTES)
     # A sandbox that does not start has said why.
     with contextlib.suppress(BrokenPipeError):
         _write_all(process.stdin.fileno(), bundle)

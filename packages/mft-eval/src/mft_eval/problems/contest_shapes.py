@@ -64,10 +64,10 @@ def apps_problem(record: dict[str, Any], where: str) -> Problem:
 
 
 def _case(case: Any, where: str) -> tuple[str, str, str]:
-    found = [case.get(key) if isinstance(case, dict) else None for key in ("input", "output", "testtype")]
-    if not all(isinstance(item, str) for item in found):
-        raise EvalError('a test case has no text under "input", "output" and "testtype"', where=where)
-    return found[0], found[1], found[2]
+    match case:
+        case {"input": str(given), "output": str(expected), "testtype": str(kind)}:
+            return given, expected, kind
+    raise EvalError('a test case has no text under "input", "output" and "testtype"', where=where)
 
 
 def _call(given: str, expected: str, where: str) -> tuple[list[Any], Any]:

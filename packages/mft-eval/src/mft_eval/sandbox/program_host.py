@@ -35,7 +35,8 @@ def main() -> None:
     # What bubblewrap and the interpreter said while starting was kept; what the program says goes nowhere.
     if limits["is_captured"]:
         os.dup2(2, 1)
-        sys.stdout.reconfigure(line_buffering=True)
+        stdout: Any = sys.stdout
+        stdout.reconfigure(line_buffering=True)
     else:
         os.dup2(0, 2)
     if kind == "script":

@@ -74,7 +74,8 @@ class Batch:
         input_ids = torch.tensor([[answer.token_ids[-1]] for answer in self.answers], device=device)
         self._width += 1
         self._lengths = [length + 1 for length in self._lengths]
-        logits = self._forward.logits(input_ids, self._attention_mask(), self._cache)
+        cache: Any = self._cache  # there are answers, so there is one
+        logits = self._forward.logits(input_ids, self._attention_mask(), cache)
         push_tokens(logits, self._settings, self.answers)
         ended = [answer for answer in self.answers if answer.finish_reason is not None]
         if ended:

@@ -1,7 +1,7 @@
 """Beam search, by transformers' own: for each prompt the likeliest of the texts that the beams have found."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.budget import Budget
@@ -55,7 +55,8 @@ def _search(
         stop_strings=list(settings.stop) or None,
     )
     with torch.inference_mode():
-        found = model.generate(input_ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
+        generate: Any = model.generate
+        found = generate(input_ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
     for answer, ids in zip(answers, found[:, input_ids.shape[1] :].tolist(), strict=True):
         for token_id in ids:
             if answer.finish_reason is None:

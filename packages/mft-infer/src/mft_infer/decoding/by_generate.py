@@ -1,7 +1,7 @@
 """Decoding for models that keep their state in a way of their own: transformers' generation drives, we choose."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.budget import Budget
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def has_state_of_its_own(model: "PreTrainedModel") -> bool:
     """Whether transformers itself does not give the model one of its caches."""
-    return not model._supports_default_dynamic_cache()
+    supports: Any = model._supports_default_dynamic_cache
+    return not supports()
 
 
 def generate_all(
@@ -50,8 +51,9 @@ def _generate(model: "PreTrainedModel", answers: list[Answer], settings: AnswerS
     def ended(ids: "Tensor", *_: object) -> "Tensor":
         return torch.tensor([answer.finish_reason is not None for answer in answers], device=ids.device)
 
+    generate: Any = model.generate
     with torch.inference_mode():
-        model.generate(
+        generate(
             input_ids,
             attention_mask=mask,
             generation_config=GenerationConfig(

@@ -34,7 +34,8 @@ def choose_rows(cache: "Cache", rows: list[int]) -> None:
     """Keep these rows, in this order; a row may be there many times."""
     import torch
 
-    cache.reorder_cache(torch.tensor(rows, device=_device(cache)))
+    chosen: Any = torch.tensor(rows, device=_device(cache))
+    cache.reorder_cache(chosen)
 
 
 def join_rows(cache: "Cache", other: "Cache", width: int, other_width: int) -> None:
@@ -47,7 +48,8 @@ def join_rows(cache: "Cache", other: "Cache", width: int, other_width: int) -> N
 
 def drop_columns(cache: "Cache", count: int) -> None:
     """Forget the first columns, which are padding in all rows."""
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         if not _has_columns(layer):
             continue
         if layer.is_sliding:
@@ -94,4 +96,5 @@ def _add_rows(layer: Any, newer: Any) -> None:
 
 
 def _device(cache: "Cache") -> Any:
-    return next(layer.device for layer in cache.layers if getattr(layer, "device", None) is not None)
+    devices = (getattr(layer, "device", None) for layer in cache.layers)
+    return next(device for device in devices if device is not None)

@@ -1,7 +1,7 @@
 """One answer after the other to prompts that go on from each other: what is the same is not read again."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.batch import PREFILL_TOKENS
@@ -64,8 +64,9 @@ class Continuation:
 
     def _can_crop(self) -> bool:
         """Whether every layer still has all its columns."""
+        layers: list[Any] = self._cache.layers
         return all(
             type(layer).__name__ == "DynamicLayer"
             or (type(layer).__name__ == "DynamicSlidingWindowLayer" and len(self._ids) < layer.sliding_window)
-            for layer in self._cache.layers
+            for layer in layers
         )

@@ -133,13 +133,10 @@ class ChatTemplate:
     def _apply(self, conversation: Conversation, **options: bool) -> Any:
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        settings: dict[str, Any] = {**self._variables, **conversation.arguments, **options}
+        settings |= {"tools": conversation.tools, "chat_template": self._source}
         try:
-            return render_jinja_template(
-                [conversation.messages],
-                tools=conversation.tools,
-                chat_template=self._source,
-                **{**self._variables, **conversation.arguments, **options},
-            )
+            return render_jinja_template([conversation.messages], **settings)
         # Whatever the expressions of a template can raise.
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -80,7 +80,8 @@ class PromptEncoder:
             return frozenset()
         template = self._template(None)
         texts = {text for text in (template.stop, template.first_stop) if text is not None}
-        return frozenset(self._tokenizer.convert_tokens_to_ids(sorted(texts)))
+        ids: Any = self._tokenizer.convert_tokens_to_ids(sorted(texts))
+        return frozenset(ids)
 
     @cached_property
     def _answer_tokenizer(self) -> "Tokenizer":

@@ -97,9 +97,10 @@ def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the hub client, file parsers and config code each raise their own kinds
         raise _load_error("tokenizer", name, error) from error
+    return tokenizer
 
 
 def _load_model(name: str, dtype: Any, device: Any, quantization: str | None) -> "PreTrainedModel":
@@ -161,7 +162,7 @@ def _with_adapter(model: "PreTrainedModel", adapter_dir: Path) -> "PreTrainedMod
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, adapter_dir)
+            adapted: Any = PeftModel.from_pretrained(model, adapter_dir)
     except Exception as error:  # PEFT raises whatever its many parts raise
         raise _load_error("adapter", str(adapter_dir), error) from error
     if adapted.active_peft_config.is_prompt_learning:

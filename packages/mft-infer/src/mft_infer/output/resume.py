@@ -24,7 +24,7 @@ def finished_lines(
         if id_name not in record:
             raise InferError("the line has another format", where=where, fix="choose another --format or another OUT")
         check_same_run(record.get("run"), run, where)
-        key = record.get(id_name), record.get("sample_index")
+        key: Any = (record.get(id_name), record.get("sample_index"))
         if prompt_digests.get(key) != record.get("prompt_sha256"):
             what = "has changed" if key in prompt_digests else "is not asked for"
             raise InferError(

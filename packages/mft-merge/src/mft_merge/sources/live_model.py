@@ -106,7 +106,7 @@ def _place(tensor: "Tensor", owners: dict[int, str]) -> Place | None:
     owner = owners.get(tensor.untyped_storage()._cdata)
     if owner is None:
         return None
-    return Place(owner, tuple(tensor.shape), tensor.storage_offset(), tuple(tensor.stride()))
+    return Place(owner, tuple(tensor.shape), int(tensor.storage_offset()), tuple(tensor.stride()))
 
 
 def _views_stay_views() -> Any:
@@ -115,8 +115,8 @@ def _views_stay_views() -> Any:
     from torch.overrides import TorchFunctionMode
 
     class ViewsStayViews(TorchFunctionMode):
-        def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return args[0] if function is torch.Tensor.contiguous else function(*args, **(kwargs or {}))
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
 
     return ViewsStayViews()
 

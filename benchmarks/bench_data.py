@@ -120,7 +120,7 @@ def test_conversation_loop(benchmark, lines, base_model, rates, report):
     """Each round encoded by itself in a Python loop, as MFTCoder's encoder does."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    tokenizer = AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
     markers = {"system": "<s>system\n", "human": "<s>human\n", "bot": "<s>bot\n"}
     counts = []
 
@@ -163,7 +163,7 @@ def test_trl(benchmark, lines, base_model, tmp_path, rates, report, copies, monk
 
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     datasets.disable_caching()
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    tokenizer = AutoTokenizer.from_pretrained(base_model, trust_remote_code=False)
     tokenizer.chat_template = TRL_TEMPLATE
     rows = [
         {

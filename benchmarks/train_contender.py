@@ -46,7 +46,9 @@ def load(method, model_dir):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    )
     return get_peft_model(model, LoraConfig(**LORA)) if method == "lora" else model
 
 
@@ -199,7 +201,7 @@ def trl(method, model_dir, dataset, out, rows_per_step, epochs):
         load("full", model_dir),
         settings,
         train_dataset=datasets.Dataset.from_list(conversations),
-        processing_class=AutoTokenizer.from_pretrained(Path(dataset) / "tokenizer"),
+        processing_class=AutoTokenizer.from_pretrained(Path(dataset) / "tokenizer", trust_remote_code=False),
         peft_config=LoraConfig(**LORA) if method == "lora" else None,
         callbacks=[Clock()],
     )

@@ -57,7 +57,7 @@ def write_tokenizer(gguf: Path, max_length: int, directory: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     # The GGUF names its pre-tokenizer ("smollm": every digit alone, then GPT-2's pattern), but the conversion knows
     # GPT-2's only. Left so, "    12" would begin with three spaces and a space instead of the four-space token.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -76,7 +76,8 @@ def write_model(gguf: Path, directory: Path) -> int:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    source = {"gguf_file": gguf.name, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     # The weights are plain by now; these remains of the GGUF would make save_pretrained refuse.
     model.hf_quantizer = None
     model.is_quantized = False

@@ -117,3 +117,28 @@ def test_micro_batches_order_and_packing_do_not_change_the_gradient(
     assert torch.allclose(got, reference, rtol=0, atol=1e-10)
     assert result.loss == pytest.approx(reference_result.loss, abs=1e-10)
     assert result.supervised_tokens == reference_result.supervised_tokens
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sample_mean", "task_mean", "task_sample_mean"])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_conversation_of_weight_three_counts_as_three_of_it(accelerator, model, rows, reduction, is_packed):
+    generator = np.random.default_rng(5)
+    weighted = [replace(row, segment_weights=generator.integers(1, 4, len(row.segment_lengths))) for row in rows]
+    repeated = []
+    for row in weighted:
+        alone = list(unpack([row]))
+        repeated += [one for one, times in zip(alone, row.segment_weights, strict=True) for _ in range(times)]
+    if not is_packed:
+        weighted = [
+            replace(one, segment_weights=np.array([weight]))
+            for row in weighted
+            for one, weight in zip(unpack([row]), row.segment_weights, strict=True)
+        ]
+    result, got = gradient(accelerator, model, weighted, 2, reduction)
+    expected_result, expected = gradient(accelerator, model, repeated, 5, reduction)
+    # The model's norms round to float32 on the way back, three small gradients otherwise than a large one.
+    assert torch.allclose(got, expected, rtol=0, atol=1e-7)
+    assert result.loss == pytest.approx(expected_result.loss, abs=1e-10)
+    assert result.supervised_tokens < expected_result.supervised_tokens, "tokens are counted as they are"
+    _, plain = gradient(accelerator, model, rows, 2, reduction)
+    assert not torch.allclose(got, plain, atol=1e-6)

@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def count_batch(segment_tasks: Tensor, segment_tokens: Tensor, num_tasks: int) -> Tensor:
+def count_batch(
+    segment_tasks: Tensor, segment_tokens: Tensor, num_tasks: int, segment_weights: Tensor | None = None
+) -> Tensor:
     """Supervised tokens (row 0) and conversations (row 1) of every task: (2, num_tasks) float64.
 
-    `segment_tasks` and `segment_tokens` are (num_segments,): task id and supervised tokens of each conversation. A
-    conversation without supervised tokens is not counted. Counts add up over micro batches and processes.
+    `segment_tasks` and `segment_tokens` are (num_segments,): task id and supervised tokens of each conversation, which
+    counts `segment_weights` times, once if None. One without supervised tokens is not counted. Counts add up over micro
+    batches and processes.
     """
     import torch
 
-    counts = torch.zeros(2, num_tasks, dtype=torch.float64, device=segment_tokens.device)
-    counts[0].index_add_(0, segment_tasks, segment_tokens.to(torch.float64))
-    counts[1].index_add_(0, segment_tasks, (segment_tokens > 0).to(torch.float64))
+    tokens = segment_tokens.to(torch.float64)
+    weights = torch.ones_like(tokens) if segment_weights is None else segment_weights
+    counts = torch.zeros(2, num_tasks, dtype=torch.float64, device=tokens.device)
+    counts[0].index_add_(0, segment_tasks, weights * tokens)
+    counts[1].index_add_(0, segment_tasks, weights * (tokens > 0))
     return counts
 
 
@@ -34,6 +39,7 @@ def segment_coefficients(
     segment_tokens: Tensor,
     global_counts: Tensor,
     task_weights: Tensor,
+    segment_weights: Tensor | None = None,
 ) -> Tensor:
     """The coefficient of each supervised token of each conversation: (num_segments,) float64.
 
@@ -41,6 +47,7 @@ def segment_coefficients(
     With N, N_k, n_s supervised tokens of the batch, task and conversation, S, S_k conversations and W the sum of the
     weights of tasks present in the batch:
     token_mean 1/N; sample_mean 1/(S n_s); task_mean w_k/(W N_k); task_sample_mean w_k/(W S_k n_s).
+    A conversation's own weight v_s multiplies its coefficients, and the counts: N is the sum of v_s n_s, S that of v_s.
     Conversations without supervised tokens get 0.
     """
     import torch
@@ -60,4 +67,6 @@ def segment_coefficients(
         coefficients = (weights / samples)[segment_tasks] / sample_tokens
     else:
         raise ValueError(f"unknown reduction {reduction!r}")
+    if segment_weights is not None:
+        coefficients = coefficients * segment_weights
     return torch.where(segment_tokens > 0, coefficients, 0.0)

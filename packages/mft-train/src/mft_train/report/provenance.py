@@ -76,8 +76,8 @@ def read_manifest(location: str) -> Manifest | str:
     try:
         content = path.read_bytes()
         manifest = orjson.loads(content)
-        if manifest["format_version"] != "1":
-            return f"The format_version of its manifest is {manifest['format_version']}, not 1."
+        if manifest["format_version"] not in ("1", "2"):
+            return f"The format_version of its manifest is {manifest['format_version']}, not 1 or 2."
         return Manifest(
             settings={key: manifest[key] for key in SETTINGS if key in manifest},
             fingerprints={

@@ -16,7 +16,9 @@ from mft_train.rows.packed_batch import Row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT_VERSION = "1"
+# The versions that are read, and what a manifest of the second may say of its rows.
+FORMAT_VERSIONS = ("1", "2")
+FEATURES = {"segment_weights"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,11 @@ def open_dataset(location: str) -> DatasetDir:
     try:
         content = manifest_path.read_bytes()
         manifest = orjson.loads(content)
-        if manifest["format_version"] != FORMAT_VERSION:
+        unknown = sorted(set(manifest.get("features", ())) - FEATURES)
+        if manifest["format_version"] not in FORMAT_VERSIONS or unknown:
+            what = f"feature {unknown[0]}" if unknown else f"format_version {manifest['format_version']}"
             raise TrainError(
-                f"format_version {manifest['format_version']} is not {FORMAT_VERSION}",
+                f"{what} is not known",
                 where=str(manifest_path),
                 fix="use the mft-train that matches this mft-data",
             )
@@ -107,7 +111,8 @@ def read_task(entry: dict[str, Any]) -> Task:
 
 def to_row(sample: dict[str, Any]) -> Row:
     """The Row of one MDS sample."""
-    return Row(sample["input_ids"], sample["loss_mask"], sample["segment_lengths"], int(sample["task_id"]))
+    weights = sample.get("segment_weights")
+    return Row(sample["input_ids"], sample["loss_mask"], sample["segment_lengths"], int(sample["task_id"]), weights)
 
 
 def validation_rows(dataset: DatasetDir, rank: int, world_size: int) -> Iterator[Row]:

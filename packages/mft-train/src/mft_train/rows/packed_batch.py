@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 class Row:
     """One packed row of a task: conversations end to end.
 
-    `input_ids` and `loss_mask` are (length,) integer arrays, `segment_lengths` (num_segments,) sums to length.
+    `input_ids` and `loss_mask` are (length,) integer arrays, `segment_lengths` (num_segments,) sums to length;
+    `segment_weights` (num_segments,) is how much each conversation counts, None where all count alike.
     """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
     segment_lengths: np.ndarray
     task_id: int
+    segment_weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class PackedBatch:
     token_segments: Tensor  # (P,) int64, the conversation of each supervised token
     segment_tasks: Tensor  # (G,) int64
     segment_tokens: Tensor  # (G,) int64, supervised tokens of each conversation
+    segment_weights: Tensor  # (G,) float64, how much each conversation counts
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on `device`."""
@@ -100,4 +103,11 @@ def pack_rows(rows: Sequence[Row]) -> PackedBatch:
         token_segments=torch.from_numpy(token_segments),
         segment_tasks=torch.from_numpy(segment_tasks.astype(np.int64)),
         segment_tokens=torch.from_numpy(np.bincount(token_segments, minlength=len(segment_lengths)).astype(np.int64)),
+        segment_weights=torch.from_numpy(np.concatenate([weights_of(row) for row in rows])),
     )
+
+
+def weights_of(row: Row) -> np.ndarray:
+    """How much each conversation of a row counts: (num_segments,) float64."""
+    weights = row.segment_weights
+    return np.ones(len(row.segment_lengths)) if weights is None else weights.astype(np.float64)

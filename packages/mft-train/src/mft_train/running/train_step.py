@@ -64,17 +64,21 @@ def accumulate_gradients(
         pack_rows(rows[start : start + micro_batch_size]).to(accelerator.device)
         for start in range(0, len(rows), micro_batch_size)
     ]
-    counts = [count_batch(batch.segment_tasks, batch.segment_tokens, num_tasks) for batch in batches]
-    local_counts = torch.stack(counts).sum(0)
+    counts = [
+        count_batch(batch.segment_tasks, batch.segment_tokens, num_tasks, batch.segment_weights) for batch in batches
+    ]
+    supervised = [count_batch(batch.segment_tasks, batch.segment_tokens, num_tasks)[0] for batch in batches]
+    local_counts = torch.stack([*torch.stack(counts).sum(0), torch.stack(supervised).sum(0)])
     local_tokens = local_counts.new_tensor([sum(batch.input_ids.numel() for batch in batches)])
     reduced = accelerator.reduce(torch.cat([local_counts.flatten(), local_tokens]), reduction="sum")
-    global_counts, global_tokens = reduced[:-1].view_as(local_counts), reduced[-1]
+    counted, global_tokens = reduced[:-1].view_as(local_counts), reduced[-1]
+    global_counts, task_tokens = counted[:2], counted[2].tolist()
     # Totals over the batch: the objective, the router's term, and every task's sum of token losses.
     totals = torch.zeros(2 + num_tasks, dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(batches):
         with engine.gradients(model, is_last=index == len(batches) - 1):
             coefficients = segment_coefficients(
-                reduction, batch.segment_tasks, batch.segment_tokens, global_counts, task_weights
+                reduction, batch.segment_tasks, batch.segment_tokens, global_counts, task_weights, batch.segment_weights
             )
             objective, losses, output = loss_head(model, batch, coefficients[batch.token_segments])
             totals[0] += objective.detach()
@@ -86,7 +90,6 @@ def accumulate_gradients(
         totals[2:].index_add_(0, batch.segment_tasks[batch.token_segments], losses.double())
     grad_norm = engine.clip(model, max_grad_norm)
     loss, router_loss, *task_sums = accelerator.reduce(totals, reduction="sum").tolist()
-    task_tokens = global_counts[0].tolist()
     return StepResult(
         loss=loss,
         router_loss=router_loss,

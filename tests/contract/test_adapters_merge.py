@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.whole
 PROMPT = range(5, 25)
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import click
 import pytest
 
-pytestmark = pytest.mark.whole
-
 COMMANDS = ["mft-data", "mft-train", "mft-merge", "mft-infer", "mft-eval"]
 HEAVY = {"accelerate", "bitsandbytes", "deepspeed", "peft", "streaming", "tokenizers", "torch", "transformers"}
 HELP_SECONDS = 0.3  # of processor time, which another program's load does not lengthen as it does wall time

@@ -2,10 +2,6 @@
 
 import json
 
-import pytest
-
-pytestmark = pytest.mark.whole
-
 MESSAGES = [{"role": "user", "content": "Complete number 3: def add(a, b):"}]
 
 

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.whole
-
 
 @pytest.fixture
 def first_loss(run, base_model, tmp_path):

@@ -8,6 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+pytestmark = pytest.mark.whole
+
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,

@@ -16,6 +16,8 @@ from mft_merge.sources.quantization import Quantization
 from mft_merge.values import merged_values
 from mft_merge.values.dequantized import dequantized, rows_at_a_time
 
+pytestmark = pytest.mark.whole
+
 TOKENS = torch.arange(3, 40)[None]
 WAYS = list(product(["nf4", "fp4"], [False, True], ["float32", "bfloat16"]))
 

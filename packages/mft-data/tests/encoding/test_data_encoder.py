@@ -11,6 +11,8 @@ from mft_data.encoding.tokenizer import load_tokenizer, tokenizer_config
 from mft_data.errors import DataError
 from mft_data.reading.conversation import Turn
 
+pytestmark = pytest.mark.whole
+
 SPECIAL_LOOKALIKES = (
     "<|im_end|>",
     "<|im_end|>x",

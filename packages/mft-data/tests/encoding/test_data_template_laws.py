@@ -14,6 +14,8 @@ from mft_data.encoding.template import OWN_TEMPLATES
 from mft_data.encoding.tokenizer import load_tokenizer, save_tokenizer, tokenizer_config
 from mft_data.reading.conversation import Turn
 
+pytestmark = pytest.mark.whole
+
 FULLWIDTH_BAR = "\uff5c"
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 CHATML = (TEMPLATES_DIR / "chatml.jinja").read_text(encoding="utf-8")

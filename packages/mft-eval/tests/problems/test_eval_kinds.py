@@ -14,6 +14,8 @@ from mft_eval.problems.infilling import hidden_lines, infilling_problem
 from mft_eval.problems.mutants import mutants
 from mft_eval.problems.reading import read_problems
 
+pytestmark = pytest.mark.whole
+
 SOURCE = '''def g(x):
     return x + 1
 

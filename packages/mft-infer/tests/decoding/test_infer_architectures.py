@@ -14,6 +14,8 @@ from mft_infer.decoding.forward import Forward
 from mft_infer.decoding.schedule import decode_all
 from mft_infer.settings import AnswerSettings
 
+pytestmark = pytest.mark.whole
+
 COMMON = {
     "vocab_size": 99,
     "hidden_size": 32,

@@ -14,6 +14,8 @@ from mft_infer.model.device import find_device, num_cores
 from mft_infer.model.language_model import load_language_model
 from mft_infer.settings import ModelSettings
 
+pytestmark = pytest.mark.whole
+
 
 def test_auto_is_the_cpu_where_there_is_nothing_else():
     expected = "cuda" if torch.cuda.is_available() else "cpu"

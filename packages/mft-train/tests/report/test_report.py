@@ -263,7 +263,7 @@ def test_the_page_says_where_the_data_came_from(make_run, tmp_path):
     ("changes", "reason"),
     [
         (None, "Its manifest cannot be read from here"),
-        ({"format_version": "9"}, "The format_version of its manifest is 9, not 1."),
+        ({"format_version": "9"}, "The format_version of its manifest is 9, not 1 or 2."),
         ({"tasks": [{"name": "sql"}]}, "Its manifest.json is not one that this version can read."),
         ({"tasks": 3}, "Its manifest.json is not one that this version can read."),
     ],

@@ -12,8 +12,6 @@ from click.testing import CliRunner
 from mft_train.checkpoint import checkpoint
 from mft_train.cli import main
 
-pytestmark = pytest.mark.whole
-
 SETTINGS = {"max_steps": 3, "global_batch_size": 4, "validation_interval": 0, "trackers": []}
 
 

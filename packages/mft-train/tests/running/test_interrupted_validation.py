@@ -10,8 +10,6 @@ from click.testing import CliRunner
 from mft_train.cli import main
 from mft_train.loss import task_losses as module
 
-pytestmark = pytest.mark.whole
-
 SETTINGS = {"max_steps": 6, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 2, "trackers": []}
 MEASURED = {"tokens_per_second", "peak_memory_bytes"}
 NUM_ROWS = 7  # of a validation

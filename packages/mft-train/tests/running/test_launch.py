@@ -13,8 +13,6 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 
-pytestmark = pytest.mark.whole
-
 SETTINGS = {"max_steps": 10, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 5, "keep_last": 0}
 
 

@@ -14,8 +14,6 @@ from mft_train.rows.dataset_dir import open_dataset
 from mft_train.rows.row_stream import RowStream, StreamPosition
 from mft_train.rows.tokenizer_match import model_vocabulary
 
-pytestmark = pytest.mark.whole
-
 SETTINGS = {"max_steps": 4, "global_batch_size": 4, "validation_interval": 2, "checkpoint_interval": 2, "trackers": []}
 
 

@@ -29,6 +29,13 @@ class TemplateArgument(click.ParamType):
 
 
 TEMPLATE_NAMES = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
+DTYPE_OPTION = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Type of the weights; auto is float32 on a CPU and the model's own on a GPU.",
+)
 SHARED_OPTIONS = (
     click.option("--base", help="Base model of an adapter; without it, the one that the adapter names."),
     click.option(
@@ -90,13 +97,7 @@ SHARED_OPTIONS = (
         help="NAME=VALUE: a variable of the chat template, VALUE in JSON or a text; can be given many times.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        default="auto",
-        show_default=True,
-        help="Type of the weights; auto is float32 on a CPU and the model's own on a GPU.",
-    ),
+    DTYPE_OPTION,
     click.option(
         "--device", default="auto", show_default=True, help="Torch device; auto is the first GPU, else the CPU."
     ),
@@ -260,13 +261,7 @@ def chat(model: str, **options: Any) -> None:
 )
 @click.option("--host", default="localhost", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen at.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Type of the weights; auto is float32 on a CPU and the model's own on a GPU.",
-)
+@DTYPE_OPTION
 @click.option("--device", default="auto", show_default=True, help="Torch device of the server of transformers.")
 def serve(model: str, **options: Any) -> None:
     """Serve MODEL with OpenAI's interface, for `generate --engine openai` and any other client."""

@@ -1,24 +1,15 @@
 """What the tests of chat templates share: a build's choice of template, and conversations as ids and as stretches."""
 
+import json
+from pathlib import Path
+
 import pytest
 from tokenizers import AddedToken
 
 from mft_data.encoding.choose_template import choose_template
 from mft_data.encoding.tokenizer import load_tokenizer
 
-FULLWIDTH_BAR = "\uff5c"
-SPECIALS = (
-    "<s>",
-    "</s>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    *(f"<{FULLWIDTH_BAR}{name}{FULLWIDTH_BAR}>" for name in ("User", "Assistant", "end▁of▁sentence")),
-    "<start_of_turn>",
-    "<end_of_turn>",
-)
+SPECIALS = tuple(json.loads((Path(__file__).parent / "templates" / "specials.json").read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The laws of encoding for any chat template, over tokenizers of every family and conversations of every shape."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +43,7 @@ TEMPLATES = {
     "marked_thinking": (MARKED_THINKING, "<|im_end|>"),
     **{name: (make("</s>", {}).jinja(), "</s>") for name, make in OWN_TEMPLATES.items()},
 }
-SPECIALS = (
-    "<s>",
-    "</s>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    *(f"<{FULLWIDTH_BAR}{name}{FULLWIDTH_BAR}>" for name in ("User", "Assistant", "end▁of▁sentence")),
-    "<start_of_turn>",
-    "<end_of_turn>",
-)
+SPECIALS = tuple(json.loads((TEMPLATES_DIR / "specials.json").read_text()))
 EXACT_FAMILIES = ("byte_level", "llama_metaspace", "added_beyond_vocab")
 FRAGMENTS = (
     *("def add(a, b):\n", "    return a + b", " ", "\n", "\u00a0", "\r\n", "\x00", "é", "🙂", "▁", "[INST]"),

@@ -49,6 +49,20 @@ def small_chunks(monkeypatch):
 
 
 @pytest.fixture
+def run(tmp_path, tokenizer_dir, monkeypatch):
+    """Runs a command in `tmp_path`; builds get the tokenizer."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, exit_code=0):
+        options = ["--tokenizer", str(tokenizer_dir), "--seq-length", "128"] if arguments[0] == "build" else []
+        result = CliRunner().invoke(main, [arguments[0], *options, *map(str, arguments[1:])])
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
 def build(sources, tokenizer_dir, small_chunks):
     """Runs `mft-data build` on the sources; returns the result."""
 

@@ -3,25 +3,11 @@
 import numpy as np
 import orjson
 import pytest
-from click.testing import CliRunner
 from streaming import LocalDataset
 
-from mft_data.cli import main
 from mft_data.dataset.mds import encode_sample, num_segments_of
 
-
-@pytest.fixture
-def run(tmp_path, tokenizer_dir, small_chunks, monkeypatch):
-    """Runs a command in `tmp_path`; builds get the tokenizer."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, exit_code=0):
-        options = ["--tokenizer", str(tokenizer_dir), "--seq-length", "128"] if arguments[0] == "build" else []
-        result = CliRunner().invoke(main, [arguments[0], *options, *map(str, arguments[1:])])
-        assert result.exit_code == exit_code, result.output
-        return result
-
-    return run
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def weighted(helpers, number):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from mft_train.engine.plain import PlainEngine
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from accelerate import Accelerator
 
     from mft_train.config.config import RunConfig
@@ -21,12 +24,23 @@ if TYPE_CHECKING:
 
 
 def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
-    """The engine of the run, its processes joined; raises TrainError if it cannot run what is asked for."""
-    check_engine(config, world.world_size)
+    """The engine of the run, its processes joined; raises TrainError if others run than `world` says."""
     accelerator = start_accelerator(world, compute, config.timeout_seconds)
     if config.distributed.engine == "fsdp":
         return FsdpEngine(accelerator, config.distributed)
     return PlainEngine(accelerator)
+
+
+@contextlib.contextmanager
+def leaving_group() -> Iterator[None]:
+    """Leaves the group of processes at the end, after an error too: gloo may abort a process that exits in one."""
+    import torch.distributed
+
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
 
 
 def check_engine(config: RunConfig, world_size: int) -> None:

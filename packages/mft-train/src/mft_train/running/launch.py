@@ -52,9 +52,10 @@ def launch(
     if num_processes == 1 or is_rank:
         announce(world, os.environ)
         follow_launcher()
+        from mft_train.engine.start import leaving_group
         from mft_train.running.train import train
 
-        with memory_advice(config), lost_peers(config.timeout_seconds):
+        with memory_advice(config), lost_peers(config.timeout_seconds), leaving_group():
             return train(config, world, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
     from mft_train.model.compute import run_device
     from mft_train.running.checks import check_device, check_inputs, check_output

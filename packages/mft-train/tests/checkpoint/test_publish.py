@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from mft_train.checkpoint import checkpoint
-from mft_train.checkpoint.checkpoint import discard, publish
+from mft_train.checkpoint import publish as module
+from mft_train.checkpoint.publish import discard, publish
 
 
 def write(directory, text):
@@ -40,7 +40,7 @@ def test_there_is_no_moment_without_a_whole_directory(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_the_new_one_takes_the_name_and_the_old_one_goes(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(checkpoint, "exchange", lambda *_: False)
+        monkeypatch.setattr(module, "exchange", lambda *_: False)
     publish(write(tmp_path / ".new", "1"), tmp_path / "step")
     publish(write(tmp_path / ".new", "2"), tmp_path / "step")
     assert (tmp_path / "step" / "file").read_text() == "2"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import random
 import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
 from mft_train.checkpoint.fingerprint import forgets_balance
 from mft_train.checkpoint.model_config import with_old_keys
+from mft_train.checkpoint.publish import publish
+from mft_train.checkpoint.random_state import random_state, restore_random_state
 from mft_train.checkpoint.validation_record import ValidationRecord
-from mft_train.errors import TrainError, is_out_of_memory
+from mft_train.errors import TrainError, first_line, is_out_of_memory
 from mft_train.model.quantization import write_record
 from mft_train.rows.row_stream import StreamPosition
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = "1"
 BASE_RECORD = "base_model.json"
-# Of Linux' renameat2: paths from the current folder, and names that change places.
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +85,17 @@ def gathered_weights(engine: Engine, model: nn.Module) -> dict[str, torch.Tensor
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     else:
         tensors = everything | tensors
-    gathered: dict[int, torch.Tensor] = {}
-    for tensor in tensors.values():
-        if id(tensor) not in gathered:
-            whole = engine.whole(tensor.detach())
-            gathered[id(tensor)] = whole.cpu() if engine.accelerator.is_main_process else whole[:0]
+    gathered = {id(tensor): tensor for tensor in tensors.values()}
+    gathered = {key: gather(engine, tensor.detach()) for key, tensor in gathered.items()}
     if not engine.accelerator.is_main_process:
         return {}
     return {name: gathered[id(tensor)] for name, tensor in tensors.items()}
+
+
+def gather(engine: Engine, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whole on the CPU of rank 0, empty on the others, which hold one at a time; all call this together."""
+    whole = engine.whole(tensor)
+    return whole.cpu() if engine.accelerator.is_main_process else whole.new_empty(0)
 
 
 def write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], origin: Origin, target: Path) -> None:
@@ -152,10 +151,10 @@ def save_checkpoint(
 
 
 def gathered_moments(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state with whole tensors, the same under every engine; all ranks call this together."""
+    """The optimizer's state, the same under every engine, its tensors as `gather` gives them; all ranks call it."""
     state = optimizer.state_dict()
     whole = {
-        index: {name: engine.whole(value) if hasattr(value, "dim") else value for name, value in moments.items()}
+        index: {name: gather(engine, value) if hasattr(value, "dim") else value for name, value in moments.items()}
         for index, moments in state["state"].items()
     }
     return state | {"state": whole}
@@ -175,11 +174,6 @@ def writing(staging: Path) -> Iterator[None]:
         raise TrainError(
             f"cannot be written: {first_line(error)}", where=str(staging.parent), fix="make room, then use --resume"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says in one line; its name if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
@@ -276,76 +270,3 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
 def shape_of(tensor: torch.Tensor | None) -> str:
     """A tensor's shape in words."""
     return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every random number generator of this process."""
-    import torch
-
-    numpy_state: Any = np.random.get_state()
-    version, python_words, gauss = random.getstate()
-    return {
-        "python": [version, list(python_words), gauss],
-        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts every random number generator of this process where `random_state` found it."""
-    import torch
-
-    version, python_words, gauss = state["python"]
-    random.setstate((version, tuple(python_words), gauss))
-    name, words, *rest = state["numpy"]
-    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def publish(staging: Path, target: Path) -> None:
-    """Flushes all of `staging` to disk and gives it the name `target`, in place of an older one if there is one.
-
-    Where the file system can exchange two names there is no moment without a whole `target`, else a short one.
-    """
-    for path in [staging, *staging.rglob("*")]:
-        flush(path)
-    if not target.exists():
-        staging.replace(target)
-    elif exchange(staging, target):
-        flush(target.parent)
-        shutil.rmtree(staging)
-    else:
-        doomed = target.with_name(f".{target.name}.deleted")
-        target.replace(doomed)
-        staging.replace(target)
-        flush(target.parent)
-        shutil.rmtree(doomed)
-    flush(target.parent)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Swaps the names of two existing files or directories in one step; false where that cannot be done."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function is None:
-        return False
-    return function(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
-
-
-def discard(directory: Path) -> None:
-    """Deletes a directory that is renamed first: a deletion that is cut short leaves nothing that looks whole."""
-    if directory.exists():
-        doomed = directory.with_name(f".{directory.name}.deleted")
-        shutil.rmtree(doomed, ignore_errors=True)
-        shutil.rmtree(directory.rename(doomed))
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or the names in a directory, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from mft_train.checkpoint.checkpoint import FORMAT_VERSION, discard, step_dir
+from mft_train.checkpoint.checkpoint import FORMAT_VERSION, step_dir
+from mft_train.checkpoint.publish import discard
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:

@@ -6,23 +6,26 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mft_train.engine.plain import PlainEngine
 from mft_train.errors import TrainError
+from mft_train.model.decoder_layers import decoder_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-    from accelerate import Accelerator
     from torch import Tensor, nn
 
     from mft_train.config.config import DistributedConfig
 
 
 @dataclass(frozen=True, slots=True)
-class FsdpEngine:
-    """The verbs of a step over sharded weights; the layers are sharded one by one, what is left with the root."""
+class FsdpEngine(PlainEngine):
+    """The verbs of a step over sharded weights; the layers are sharded one by one, what is left with the root.
 
-    accelerator: Accelerator
+    An update of shards is that of whole weights.
+    """
+
     settings: DistributedConfig
 
     def prepare(
@@ -30,9 +33,8 @@ class FsdpEngine:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model, sharded in place, and the optimizer of its shards; raises TrainError if it has no layers."""
         from torch.distributed.fsdp import fully_shard
-        from transformers.modeling_layers import GradientCheckpointingLayer
 
-        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = decoder_layers(model)
         if not layers:
             raise TrainError("fsdp finds no decoder layers in this model", fix="set distributed.engine: ddp")
         for layer in layers:
@@ -54,13 +56,6 @@ class FsdpEngine:
 
         norm: Any = clip_grad_norm_(model.parameters(), max_norm)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-    def step(self, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-        """Updates the weights, and forgets the gradient."""
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-        optimizer.zero_grad()
 
     def whole(self, tensor: Tensor) -> Tensor:
         """A tensor of the model or its optimizer, whole; all ranks call this together."""

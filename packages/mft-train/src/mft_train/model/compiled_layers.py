@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mft_train.errors import TrainError
 from mft_train.model import segment_attention
+from mft_train.model.decoder_layers import decoder_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,9 +35,7 @@ def check_compile(config: RunConfig, compute: Compute) -> None:
 
 def compile_layers(model: nn.Module) -> None:
     """Compiles every decoder layer for rows of any length when it first runs; raises TrainError if there is none."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise TrainError("compile finds no decoder layers in this model", fix=OFF)
     for layer in layers:

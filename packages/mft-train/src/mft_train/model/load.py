@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mft_train.errors import TrainError, is_out_of_memory
+from mft_train.errors import TrainError, first_line, is_out_of_memory
 from mft_train.model import segment_attention
 from mft_train.model.adapter import add_adapter
 from mft_train.model.lora_linear import fuse_adapters
@@ -102,7 +102,7 @@ def loading(model: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if re.search("does not support .*attention", reason, re.IGNORECASE):
             raise TrainError(f'model "{model}" does not support this attention', fix="set attention: eager") from error
         raise TrainError(f'model "{model}" cannot be loaded: {reason}') from error

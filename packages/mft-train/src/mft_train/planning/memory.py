@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mft_train.loss.linear_cross_entropy import chunks
+from mft_train.model.decoder_layers import decoder_layers
 from mft_train.model.load import empty_model
 from mft_train.model.quantization import quantized_bytes
 from mft_train.optimization.optimizer import state_bytes
@@ -111,17 +112,13 @@ def whole_at_a_time(model: nn.Module, compute_bytes: int) -> int:
 
     The next layer is gathered while one computes.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    sizes = [weight_bytes(layer, compute_bytes) for layer in decoder_layers(model)]
+    return weight_bytes(model, compute_bytes) - sum(sizes) + 2 * max(sizes, default=0)
 
-    sizes = [
-        sum(TRAINED_BYTES * p.numel() if p.requires_grad else compute_bytes * p.numel() for p in module.parameters())
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    ]
-    everything = sum(
-        TRAINED_BYTES * p.numel() if p.requires_grad else compute_bytes * p.numel() for p in model.parameters()
-    )
-    return everything - sum(sizes) + 2 * max(sizes, default=0)
+
+def weight_bytes(module: nn.Module, compute_bytes: int) -> int:
+    """Bytes of a module's weights: those that are trained in float32, the others in the compute type."""
+    return sum(p.numel() * (TRAINED_BYTES if p.requires_grad else compute_bytes) for p in module.parameters())
 
 
 def logits_bytes(model: PreTrainedModel, supervised: int, compute_bytes: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from mft_train.errors import TrainError
+from mft_train.errors import TrainError, first_line
 
 if TYPE_CHECKING:
     from mft_train.config.config import RunConfig
@@ -76,8 +76,7 @@ def model_vocabulary(model: str) -> Vocabulary | None:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        click.echo(f"the model's tokenizer is not compared with the dataset's: {reason}", err=True)
+        click.echo(f"the model's tokenizer is not compared with the dataset's: {first_line(error)}", err=True)
         return None
     return Vocabulary(tokenizer.get_vocab(), tokenizer.eos_token)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from mft_train.config.config import RunConfig
+    from mft_train.model.compute import Compute
 
 
 def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
@@ -43,10 +44,11 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
     return dataset
 
 
-def check_device(config: RunConfig, device: torch.device) -> None:
-    """Raises TrainError for settings that a device of this kind cannot run."""
-    settle_compute(config, device)
+def check_device(config: RunConfig, device: torch.device) -> Compute:
+    """How the run computes on a device of this kind; raises TrainError for settings that it cannot run."""
+    compute = settle_compute(config, device)
     check_optimizer(config, device)
+    return compute
 
 
 def check_output(run_dir: Path, *, is_resume: bool, is_overwrite: bool) -> None:

@@ -12,7 +12,6 @@ from mft_train.balancing.balance import TaskBalance
 from mft_train.checkpoint.checkpoint import (
     Origin,
     RunState,
-    discard,
     load_adapter,
     load_checkpoint,
     read_run,
@@ -20,6 +19,7 @@ from mft_train.checkpoint.checkpoint import (
 )
 from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished, retain
 from mft_train.checkpoint.fingerprint import changed_settings, fingerprint
+from mft_train.checkpoint.publish import discard
 from mft_train.config.config_file import write_config
 from mft_train.engine.start import start_engine
 from mft_train.errors import TrainError
@@ -27,7 +27,7 @@ from mft_train.loss.loss_head import LossHead
 from mft_train.loss.router_loss import find_router_loss
 from mft_train.model.base_weights import base_identity, model_dir, tensors_fingerprint
 from mft_train.model.compiled_layers import check_compile, compile_layers
-from mft_train.model.compute import run_device, settle_compute
+from mft_train.model.compute import run_device
 from mft_train.model.isolation import check_isolation
 from mft_train.model.load import check_model_dir, load_model, loading
 from mft_train.optimization.optimizer import build_optimizer
@@ -43,6 +43,7 @@ from mft_train.tracking.metrics import MetricsWriter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
     from mft_train.engine.world import World
@@ -68,12 +69,11 @@ def train(
     """Trains or resumes, as one rank of the world; the path of `final/`."""
     from accelerate.utils import set_seed
 
-    check_device(config, run_device())
-    compute = settle_compute(config, run_device())
+    compute = check_device(config, run_device())
+    dataset = check_inputs(config, world.world_size)
     engine = start_engine(config, world, compute)
     accelerator = engine.accelerator
     compute = replace(compute, device=accelerator.device)
-    dataset = check_inputs(config, world.world_size)
     run_dir = Path(config.output)
     check_output(run_dir, is_resume=is_resume, is_overwrite=is_overwrite)
     if world.is_main:
@@ -83,12 +83,7 @@ def train(
     with locked_output(accelerator, run_dir, world):
         start = find_start(config, compute, dataset, world, is_resume=is_resume, is_forced=is_forced)
         set_seed(config.seed)
-        is_full = config.method == "full"
-        weights_dir = start.checkpoint / "model" if start.checkpoint and is_full else None
-        model = load_model(config, compute, dataset, weights_dir)
-        with accelerator.autocast():  # as in training: some kernels know no other type
-            check_isolation(model, compute.dtype, is_packed=dataset.is_packed or config.micro_batch_size > 1)
-            loss_head = LossHead(model, find_router_loss(model, config))
+        model, loss_head = load_checked(config, compute, dataset, accelerator, start.checkpoint)
         accelerator.wait_for_everyone()
         if world.is_main:
             clear(run_dir) if is_overwrite else remove_unfinished(run_dir)
@@ -96,8 +91,6 @@ def train(
         accelerator.wait_for_everyone()
         if config.compile:
             compile_layers(model)
-        if start.checkpoint:
-            load_adapter(model, start.checkpoint / "model")
         model, optimizer = engine.prepare(model, lambda model: build_optimizer(model, config))
         set_seed(config.seed, device_specific=True)
         stream = open_stream(config, dataset, world)
@@ -148,9 +141,24 @@ def find_start(
 
 
 def find_origin(config: RunConfig, dataset: DatasetDir, world: World) -> Origin:
-    """What travels with the weights; rank 0 writes it, and looks at the base's files alone."""
-    fingerprint = tensors_fingerprint(model_dir(config.model)) if world.is_main else None
+    """What travels with the weights; rank 0, which writes it, looks at the base's files if that is an adapter."""
+    is_wanted = world.is_main and config.method != "full"
+    fingerprint = tensors_fingerprint(model_dir(config.model)) if is_wanted else None
     return Origin(dataset.tokenizer_dir, dataset.manifest_sha256, fingerprint)
+
+
+def load_checked(
+    config: RunConfig, compute: Compute, dataset: DatasetDir, accelerator: Accelerator, checkpoint: Path | None
+) -> tuple[PreTrainedModel, LossHead]:
+    """The model with the weights to begin with, and its loss; raises TrainError for one that cannot be trained."""
+    weights_dir = checkpoint / "model" if checkpoint else None
+    model = load_model(config, compute, dataset, weights_dir if config.method == "full" else None)
+    with accelerator.autocast():  # as in training: some kernels know no other type
+        check_isolation(model, compute.dtype, is_packed=dataset.is_packed or config.micro_batch_size > 1)
+        loss_head = LossHead(model, find_router_loss(model, config))
+    if weights_dir and config.method != "full":
+        load_adapter(model, weights_dir)
+    return model, loss_head
 
 
 def open_stream(config: RunConfig, dataset: DatasetDir, world: World) -> RowStream:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mft_train.config.config_file import flatten
-from mft_train.errors import TrainError
+from mft_train.errors import TrainError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,12 +197,6 @@ def numbers_of(event: str, values: dict[str, Any]) -> dict[str, float]:
 def mlflow_name(name: str) -> str:
     """A name with the characters that MLflow refuses as their code points: `c++` becomes `c_2b__2b_`."""
     return re.sub(r"[^\w.\- /]", lambda match: f"_{ord(match[0]):x}_", name)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def tell(text: str) -> None:

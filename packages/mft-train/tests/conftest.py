@@ -144,6 +144,20 @@ def make_model():
 
 
 @pytest.fixture
+def write_run(tmp_path, tiny_model, tiny_dataset):
+    """Writes the config of a run of the tiny model on the tiny dataset into `tmp_path`."""
+    import yaml
+
+    def write_run(**settings) -> Path:
+        values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values | settings))
+        return path
+
+    return write_run
+
+
+@pytest.fixture
 def other_precision():
     """Lets runs in this process compute in types of their own: accelerate keeps the first for all."""
     from accelerate.state import AcceleratorState

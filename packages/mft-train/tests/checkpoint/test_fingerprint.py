@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from mft_train.checkpoint.fingerprint import FIXED, TOLD, changed_settings, fingerprint, forgets_balance
@@ -21,10 +20,8 @@ SETTINGS = {"max_steps": 2, "global_batch_size": 4, "validation_interval": 0, "t
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_model, tiny_dataset):
-    path = tmp_path / "run.yaml"
-    values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
-    path.write_text(yaml.safe_dump(SETTINGS | values))
+def launch(write_run):
+    path = write_run(**SETTINGS)
 
     def launch(*overrides):
         return CliRunner().invoke(main, ["launch", str(path), *overrides])

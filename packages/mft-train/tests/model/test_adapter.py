@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 
 from mft_train.cli import main
@@ -20,12 +19,11 @@ KINDS = {
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_model, tiny_dataset):
+def launch(write_run):
+    settings = {"max_steps": 4, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 0}
+
     def launch(*arguments, **lora):
-        path = tmp_path / "run.yaml"
-        values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
-        values |= {"max_steps": 4, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 0}
-        path.write_text(yaml.safe_dump(values | {"checkpoint_interval": 2, "trackers": [], "lora": lora}))
+        path = write_run(**settings, checkpoint_interval=2, trackers=[], lora=lora)
         return CliRunner().invoke(main, ["launch", str(path), *arguments])
 
     return launch

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 
 from mft_train.cli import main
@@ -27,12 +26,12 @@ def base(make_model, tmp_path_factory):
 
 
 @pytest.fixture
-def launch(tmp_path, base, tiny_dataset):
+def launch(write_run, tmp_path, base):
+    defaults = {"max_steps": 4, "global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 0, "trackers": []}
+    defaults |= {"checkpoint_interval": 2, "lora": {"dropout": 0.1}}
+
     def launch(output, *arguments, **settings):
-        path = tmp_path / "run.yaml"
-        values = {"model": str(base), "dataset": str(tiny_dataset), "output": str(tmp_path / output), "max_steps": 4}
-        values |= {"global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 0, "trackers": []}
-        path.write_text(yaml.safe_dump(values | {"checkpoint_interval": 2, "lora": {"dropout": 0.1}} | settings))
+        path = write_run(model=str(base), output=str(tmp_path / output), **defaults | settings)
         result = CliRunner().invoke(main, ["launch", str(path), *arguments])
         assert result.exit_code == 0, result.stderr
         return tmp_path / output

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from mft_train.cli import main
@@ -24,14 +23,8 @@ MEASURED = {"tokens_per_second", "peak_memory_bytes"}
 
 
 @pytest.fixture
-def config(tmp_path, tiny_model, tiny_dataset):
-    def config(method):
-        path = tmp_path / "run.yaml"
-        values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": "given later", "method": method}
-        path.write_text(yaml.safe_dump(SETTINGS | values))
-        return path
-
-    return config
+def config(write_run):
+    return lambda method: write_run(**SETTINGS, method=method)
 
 
 def two(path, output, *arguments):

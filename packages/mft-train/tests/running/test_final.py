@@ -16,10 +16,8 @@ SETTINGS = {"max_steps": 3, "global_batch_size": 4, "validation_interval": 0, "t
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_model, tiny_dataset):
-    path = tmp_path / "run.yaml"
-    values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
-    path.write_text(yaml.safe_dump(SETTINGS | values))
+def launch(write_run):
+    path = write_run(**SETTINGS)
     return lambda *arguments: CliRunner().invoke(main, ["launch", str(path), *arguments])
 
 

@@ -4,7 +4,6 @@ import json
 import signal
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from mft_train.cli import main
@@ -16,10 +15,8 @@ NUM_ROWS = 7  # of a validation
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_model, tiny_dataset):
-    path = tmp_path / "run.yaml"
-    values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "lora": {"dropout": 0.1}}
-    path.write_text(yaml.safe_dump(SETTINGS | values | {"checkpoint_interval": 2}))
+def launch(write_run):
+    path = write_run(**SETTINGS, lora={"dropout": 0.1}, checkpoint_interval=2)
     return lambda output, *arguments: CliRunner().invoke(main, ["launch", str(path), f"output={output}", *arguments])
 
 

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 
 from mft_train.cli import main
@@ -21,11 +20,8 @@ SETTINGS = {"max_steps": 1, "global_batch_size": 4, "validation_interval": 0, "t
 
 
 @pytest.fixture
-def config(tmp_path, tiny_model, tiny_dataset):
-    path = tmp_path / "run.yaml"
-    values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
-    path.write_text(yaml.safe_dump(SETTINGS | values))
-    return path
+def config(write_run):
+    return write_run(**SETTINGS)
 
 
 def test_full_training_starts_with_an_attention_that_knows_half_precision_only(config, monkeypatch, other_precision):

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from mft_train.cli import main
@@ -18,10 +17,8 @@ SETTINGS = {"max_steps": 4, "global_batch_size": 4, "validation_interval": 2, "c
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_model, tiny_dataset):
-    path = tmp_path / "run.yaml"
-    values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
-    path.write_text(yaml.safe_dump(SETTINGS | values))
+def launch(write_run):
+    path = write_run(**SETTINGS)
     return lambda *arguments: CliRunner().invoke(main, ["launch", str(path), *map(str, arguments)])
 
 

@@ -15,8 +15,10 @@ def run_dir(tmp_path):
     for step in range(1, 6):
         state = tmp_path / "checkpoints" / f"step-{step:08d}" / "state"
         state.mkdir(parents=True)
-        (state / "optimizer.pt").write_bytes(b"12345")
-        (state / "run.json").write_text(json.dumps({"format_version": "1", "files": {"state/optimizer.pt": 5}}))
+        (state / "optimizer-0000.safetensors").write_bytes(b"12345")
+        (state / "run.json").write_text(
+            json.dumps({"format_version": "2", "files": {"state/optimizer-0000.safetensors": 5}})
+        )
     return tmp_path
 
 
@@ -32,14 +34,14 @@ def test_the_latest_whole_checkpoint_is_found_and_damage_is_named(run_dir):
     checkpoints = run_dir / "checkpoints"
     (checkpoints / ".step-00000006.partial").mkdir()
     assert latest_checkpoint(run_dir) == (checkpoints / "step-00000005", [])
-    (checkpoints / "step-00000005" / "state" / "optimizer.pt").write_bytes(b"123")
-    (checkpoints / "step-00000004" / "state" / "optimizer.pt").unlink()
+    (checkpoints / "step-00000005" / "state" / "optimizer-0000.safetensors").write_bytes(b"123")
+    (checkpoints / "step-00000004" / "state" / "optimizer-0000.safetensors").unlink()
     (checkpoints / "step-00000003" / "state" / "run.json").write_text("[1]")
     found, damaged = latest_checkpoint(run_dir)
     assert found == checkpoints / "step-00000002"
     assert [reason for _, reason in damaged] == [
-        "state/optimizer.pt has 3 bytes, 5 were written",
-        "state/optimizer.pt is missing",
+        "state/optimizer-0000.safetensors has 3 bytes, 5 were written",
+        "state/optimizer-0000.safetensors is missing",
         "state/run.json is damaged",
     ]
 

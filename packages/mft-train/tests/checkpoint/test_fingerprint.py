@@ -101,11 +101,15 @@ def test_a_run_can_be_made_longer_and_says_so(launch):
 
 
 def test_a_forced_decay_is_the_one_that_is_used(launch, tmp_path):
-    import torch
-
-    assert launch("--resume", "--force", "weight_decay=0.25", "max_steps=3").exit_code == 0
-    path = tmp_path / "run" / "checkpoints" / "step-00000003" / "state" / "optimizer.pt"
-    assert torch.load(path, weights_only=True)["param_groups"][0]["weight_decay"] == 0.25
+    weights = []
+    start = tmp_path / "start"
+    shutil.copytree(tmp_path / "run", start)
+    for decay in (0.25, 0.25, 0.5):
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(start, tmp_path / "run")
+        assert launch("--resume", "--force", f"weight_decay={decay}", "max_steps=3").exit_code == 0
+        weights.append((tmp_path / "run" / "final" / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])

@@ -65,15 +65,17 @@ def assert_same_curve(run_dir, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_fsdp_trains_the_curve_of_one_process_and_resumes_anywhere(config, tmp_path, tiny_model, method):
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed-1", "deepspeed-2", "deepspeed-3"])
+def test_an_engine_trains_the_curve_of_one_process_and_resumes_anywhere(config, tmp_path, tiny_model, method, engine):
     path, whole, sharded = config(method), tmp_path / "whole", tmp_path / "sharded"
+    chosen = settings(engine)
     one(path, whole)
-    two(path, sharded, "distributed.engine=fsdp")
+    two(path, sharded, *chosen)
     assert_same_curve(whole, sharded)
     curve, final = events(sharded, "train"), weights(sharded)
 
     forget_the_second_half(sharded)
-    two(path, sharded, "distributed.engine=fsdp", "--resume")
+    two(path, sharded, *chosen, "--resume")
     assert events(sharded, "train") == curve, "a resume is bit for bit"
     assert weights(sharded) == final
 
@@ -81,9 +83,15 @@ def test_fsdp_trains_the_curve_of_one_process_and_resumes_anywhere(config, tmp_p
     one(path, sharded, "--resume")
     assert_same_curve(whole, sharded)
     forget_the_second_half(whole)
-    two(path, whole, "distributed.engine=fsdp", "--resume")
+    two(path, whole, *chosen, "--resume")
     assert_same_curve(sharded, whole)
     assert_loads(whole / "final", tiny_model, method)
+
+
+def settings(engine):
+    """Overrides that choose an engine, of DeepSpeed with its stage."""
+    name, _, stage = engine.partition("-")
+    return [f"distributed.engine={name}", *([f"distributed.stage={stage}"] if stage else [])]
 
 
 def assert_loads(final, base_model, method):

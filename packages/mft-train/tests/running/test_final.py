@@ -34,14 +34,14 @@ def while_final_is_written(monkeypatch):
     """Does something in the middle of writing `final/`, and nowhere else."""
 
     def while_final_is_written(action):
-        write = checkpoint.write_model
+        write = checkpoint.write_weights
 
-        def disturbed(model, weights, origin, target):
-            write(model, weights, origin, target)
+        def disturbed(model, files, target):
+            write(model, files, target)
             if "final" in target.name:
                 action()
 
-        monkeypatch.setattr(checkpoint, "write_model", disturbed)
+        monkeypatch.setattr(checkpoint, "write_weights", disturbed)
 
     return while_final_is_written
 

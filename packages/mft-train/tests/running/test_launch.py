@@ -246,17 +246,20 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(config, tmp_path):
     assert launch(path).exit_code == 0
     run_dir = tmp_path / "run"
     final = weights(run_dir / "final")
-    optimizer = run_dir / "checkpoints" / "step-00000010" / "state" / "optimizer.pt"
+    optimizer = run_dir / "checkpoints" / "step-00000010" / "state" / "optimizer-0000.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:100])
     result = launch(path, "--resume")
     assert result.exit_code == 0, result.stderr
-    assert "checkpoint step-00000010 is damaged and skipped: state/optimizer.pt has 100 bytes" in result.stderr
+    assert (
+        "checkpoint step-00000010 is damaged and skipped: state/optimizer-0000.safetensors has 100 bytes"
+        in result.stderr
+    )
     assert events(run_dir, "resume")[0]["checkpoint"] == "step-00000005"
     assert weights(run_dir / "final") == final
     for name in ("step-00000005", "step-00000010"):
-        content = bytearray((run_dir / "checkpoints" / name / "state" / "optimizer.pt").read_bytes())
+        content = bytearray((run_dir / "checkpoints" / name / "state" / "optimizer-0000.safetensors").read_bytes())
         content[:64] = bytes(64)
-        (run_dir / "checkpoints" / name / "state" / "optimizer.pt").write_bytes(content)
+        (run_dir / "checkpoints" / name / "state" / "optimizer-0000.safetensors").write_bytes(content)
     result = launch(path, "--resume")
     assert result.exit_code == 1
     assert "the checkpoint cannot be loaded" in result.stderr

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from mft_train.checkpoint.fingerprint import forgets_balance
-from mft_train.checkpoint.model_config import with_old_keys
-from mft_train.checkpoint.publish import publish
+from mft_train.checkpoint.moments import collect_moments, load_moments, write_moments
 from mft_train.checkpoint.random_state import random_state, restore_random_state
 from mft_train.checkpoint.validation_record import ValidationRecord
+from mft_train.checkpoint.weights import collect_weights, write_description, write_index, write_weights
 from mft_train.errors import TrainError, first_line, is_out_of_memory
-from mft_train.model.quantization import write_record
 from mft_train.rows.row_stream import StreamPosition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
 
+    from mft_train.checkpoint.writer import CheckpointWriter
     from mft_train.engine.start import Engine
 
-FORMAT_VERSION = "1"
-BASE_RECORD = "base_model.json"
+FORMAT_VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,67 +54,24 @@ class Origin:
     base_fingerprint: str | None  # of the base's tensors
 
 
-def save_model(engine: Engine, model: nn.Module, origin: Origin, target: Path) -> None:
+def save_model(writer: CheckpointWriter, engine: Engine, model: nn.Module, origin: Origin, target: Path) -> None:
     """Writes an adapter or a full model with its tokenizer and chat template; `target` appears by one rename.
 
-    All ranks call this together; rank 0 writes.
-    """
-    weights = gathered_weights(engine, model)
-    if engine.accelerator.is_main_process:
-        staging = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(staging, ignore_errors=True)
-        with writing(staging):
-            write_model(engine.accelerator.unwrap_model(model), weights, origin, staging)
-            publish(staging, target)
-    engine.accelerator.wait_for_everyone()
-
-
-def gathered_weights(engine: Engine, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every weight that is saved, whole and on the CPU, by name; empty on all ranks but 0, which call this together.
-
-    Those are the trained ones of a model with an adapter, else all. Weights that are tied share their memory.
+    All ranks call this together, and it returns when all is written.
     """
     bare_model = engine.accelerator.unwrap_model(model)
-    # First: shared weights that a validation left whole are shares again from here on.
-    everything = bare_model.state_dict()
-    tensors = dict(bare_model.named_parameters(remove_duplicate=False))
-    if hasattr(bare_model, "peft_config"):
-        tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    else:
-        tensors = everything | tensors
-    gathered = {id(tensor): tensor for tensor in tensors.values()}
-    gathered = {key: gather(engine, tensor.detach()) for key, tensor in gathered.items()}
-    if not engine.accelerator.is_main_process:
-        return {}
-    return {name: gathered[id(tensor)] for name, tensor in tensors.items()}
-
-
-def gather(engine: Engine, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor whole on the CPU of rank 0, empty on the others, which hold one at a time; all call this together."""
-    whole = engine.whole(tensor)
-    return whole.cpu() if engine.accelerator.is_main_process else whole.new_empty(0)
-
-
-def write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], origin: Origin, target: Path) -> None:
-    """Writes the model's files with these weights; raises TrainError if one of them is empty."""
-    empty = [name for name, tensor in weights.items() if tensor.numel() == 0]
-    if empty:
-        raise TrainError(f'parameter "{empty[0]}" is empty, the weights were not gathered', where=str(target))
-    model.save_pretrained(target, state_dict=weights)
-    (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    if hasattr(model, "peft_config"):
-        write_record(model, target)
-        document = {"format_version": FORMAT_VERSION, "fingerprint": origin.base_fingerprint}
-        document |= {"dataset_sha256": origin.dataset_sha256}
-        (target / BASE_RECORD).write_bytes(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
-    else:
-        config = orjson.loads((target / "config.json").read_bytes())
-        content = orjson.dumps(with_old_keys(config), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        (target / "config.json").write_bytes(content)
-    shutil.copytree(origin.tokenizer_dir, target, dirs_exist_ok=True)
+    files = collect_weights(engine, model, is_copied=False)
+    writer.write(
+        target,
+        begin=lambda staging: write_description(bare_model, origin, staging),
+        write_part=lambda staging: write_weights(bare_model, files, staging),
+        complete=write_index,
+    )
+    writer.wait()
 
 
 def save_checkpoint(
+    writer: CheckpointWriter,
     engine: Engine,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -125,55 +79,36 @@ def save_checkpoint(
     fingerprint: dict[str, Any],
     origin: Origin,
     target: Path,
+    after: Callable[[], None],
 ) -> None:
-    """Writes a checkpoint from all ranks together; it appears by one rename after every rank has written."""
+    """Writes a checkpoint from all ranks together; `after` it is there, by one rename, once every rank has written.
+
+    What is written is what holds now, whether or not the writing goes on in the background.
+    """
     import torch
 
-    accelerator = engine.accelerator
-    staging = target.with_name(f".{target.name}.partial")
-    weights, moments = gathered_weights(engine, model), gathered_moments(engine, optimizer)
-    if accelerator.is_main_process:
-        shutil.rmtree(staging, ignore_errors=True)
-        with writing(staging):
-            (staging / "state").mkdir(parents=True)
-            write_model(accelerator.unwrap_model(model), weights, origin, staging / "model")
-            torch.save(moments, staging / "state" / "optimizer.pt")
-    accelerator.wait_for_everyone()
-    with writing(staging):
-        torch.save(random_state(), staging / "state" / f"random-{accelerator.process_index:04d}.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        files = {str(p.relative_to(staging)): p.stat().st_size for p in sorted(staging.rglob("*")) if p.is_file()}
-        document = {"format_version": FORMAT_VERSION, **asdict(state), "fingerprint": fingerprint, "files": files}
+    writer.wait()  # or two copies would be in memory
+    bare_model, rank = engine.accelerator.unwrap_model(model), engine.accelerator.process_index
+    files = collect_weights(engine, model, is_copied=writer.is_background)
+    moments = collect_moments(engine, model, optimizer, is_copied=writer.is_background)
+    generators = random_state()
+
+    def begin(staging: Path) -> None:
+        (staging / "state").mkdir()
+        write_description(bare_model, origin, staging / "model")
+
+    def write_part(staging: Path) -> None:
+        write_weights(bare_model, files, staging / "model")
+        write_moments(moments, staging / "state" / f"optimizer-{rank:04d}.safetensors")
+        torch.save(generators, staging / "state" / f"random-{rank:04d}.pt")
+
+    def complete(staging: Path) -> None:
+        write_index(staging / "model")
+        sizes = {str(p.relative_to(staging)): p.stat().st_size for p in sorted(staging.rglob("*")) if p.is_file()}
+        document = {"format_version": FORMAT_VERSION, **asdict(state), "fingerprint": fingerprint, "files": sizes}
         (staging / "state" / "run.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-        publish(staging, target)
-    accelerator.wait_for_everyone()
 
-
-def gathered_moments(engine: Engine, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state, the same under every engine, its tensors as `gather` gives them; all ranks call it."""
-    state = optimizer.state_dict()
-    whole = {
-        index: {name: gather(engine, value) if hasattr(value, "dim") else value for name, value in moments.items()}
-        for index, moments in state["state"].items()
-    }
-    return state | {"state": whole}
-
-
-@contextlib.contextmanager
-def writing(staging: Path) -> Iterator[None]:
-    """Turns a write that fails, as on a full disk, into a TrainError, and gives the space back."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        shutil.rmtree(staging, ignore_errors=True)
-        raise TrainError(
-            f"cannot be written: {first_line(error)}", where=str(staging.parent), fix="make room, then use --resume"
-        ) from error
+    writer.write(target, begin, write_part, complete, after)
 
 
 def read_run(checkpoint: Path) -> dict[str, Any]:
@@ -182,7 +117,7 @@ def read_run(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    engine: Engine, optimizer: torch.optim.Optimizer, checkpoint: Path, changed: AbstractSet[str]
+    engine: Engine, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, changed: AbstractSet[str]
 ) -> RunState:
     """Restores the optimizer and the random state; raises TrainError if that cannot be.
 
@@ -193,7 +128,7 @@ def load_checkpoint(
     own_state = checkpoint / "state" / f"random-{engine.accelerator.process_index:04d}.pt"
     with reading(checkpoint):
         if "optimizer" not in changed:
-            load_optimizer(engine, optimizer, checkpoint / "state" / "optimizer.pt")
+            load_moments(engine, model, optimizer, checkpoint / "state")
         if own_state.is_file():
             restore_random_state(load_tensors(own_state))
     return RunState(
@@ -221,20 +156,6 @@ def reading(checkpoint: Path) -> Iterator[None]:
             where=str(checkpoint),
             fix="its files are damaged: move it away to resume from the one before",
         ) from error
-
-
-def load_optimizer(engine: Engine, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Restores the moments; rates and decays stay those of the optimizer's own settings, and so of the config."""
-    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    state = load_tensors(path)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, moments in state["state"].items():
-        for name, value in moments.items():
-            if hasattr(value, "dim"):
-                moments[name] = engine.share(value, parameters[index])
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
 
 
 def load_tensors(path: Path) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from mft_train.checkpoint.validation_record import ValidationRecord
 
+BEST_VERSION = "1"  # of best.json
+
 
 def latest_checkpoint(run_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The whole checkpoint with the most steps, if there is one, and the later ones that are damaged, with the reason.
@@ -65,7 +67,7 @@ def retain(run_dir: Path, record: ValidationRecord, global_step: int, keep_last:
         best_path.unlink(missing_ok=True)
     else:
         document = {
-            "format_version": FORMAT_VERSION,
+            "format_version": BEST_VERSION,
             "checkpoint": best.name,
             "global_step": record.checkpoint_step,
             "loss": record.checkpoint_loss,

@@ -110,11 +110,21 @@ class QuantizationConfig(Section):
 class DistributedConfig(Section):
     """How a run of several processes spreads its weights."""
 
-    engine: Literal["auto", "ddp", "fsdp"] = Field(
-        "auto", description="ddp: every process holds all weights; fsdp: each holds a share of them; auto is ddp"
+    engine: Literal["auto", "ddp", "fsdp", "deepspeed"] = Field(
+        "auto",
+        description="ddp: every process holds all weights; fsdp: each holds a share of them; deepspeed: of what "
+        "`stage` says; auto is ddp",
     )
     reshard_after_forward: bool = Field(
         True, description="fsdp: let go of a layer's weights between forward and backward; false is faster, takes more"
+    )
+    stage: Literal[1, 2, 3] = Field(
+        2, description="deepspeed: processes share the moments (1), the gradients too (2), the weights too (3)"
+    )
+    offload_optimizer: bool = Field(False, description="deepspeed: moments and updates in host memory")
+    offload_parameters: bool = Field(False, description="deepspeed, stage 3: weights wait in host memory")
+    deepspeed_config: str | None = Field(
+        None, description="deepspeed: JSON file with further settings of DeepSpeed's own, as for communication"
     )
 
     @model_validator(mode="after")
@@ -122,6 +132,12 @@ class DistributedConfig(Section):
         """Refuses settings that would silently do nothing."""
         if self.engine != "fsdp" and not self.reshard_after_forward:
             raise ValueError(f"reshard_after_forward has no effect with engine {self.engine}")
+        only_deepspeed = ("stage", "offload_optimizer", "offload_parameters", "deepspeed_config")
+        for name in only_deepspeed:
+            if self.engine != "deepspeed" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with engine {self.engine}")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError(f"offload_parameters has no effect with stage {self.stage}")
         return self
 
 
@@ -191,6 +207,10 @@ class RunConfig(Section):
     )
     keep_last: NonNegativeInt = Field(
         3, description="latest checkpoints to keep, beside the best validated one; 0: all of them"
+    )
+    background_checkpoints: Literal[True, False, "auto"] = Field(
+        "auto",
+        description="write checkpoints while training goes on, from a copy in host memory; auto: if that is on a GPU",
     )
     distributed: DistributedConfig = Field(DistributedConfig(), description="how several processes share the work")
     timeout_seconds: PositiveFloat = Field(

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class FsdpEngine(PlainEngine):
     """The verbs of a step over sharded weights; the layers are sharded one by one, what is left with the root.
 
-    An update of shards is that of whole weights.
+    An update of shards is that of whole weights. A share is rows of the first dimension, and so a range of the flat
+    tensor.
     """
 
     settings: DistributedConfig
@@ -42,30 +43,54 @@ class FsdpEngine(PlainEngine):
         fully_shard(model, reshard_after_forward=False)
         return model, build_optimizer(model)
 
-    def gradients(self, model: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
+    def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
         """The context of one forward and backward pass: ranks exchange gradients in each, or would hold them whole."""
         return contextlib.nullcontext()
 
-    def backward(self, objective: Tensor) -> None:
+    def backward(self, model: Any, objective: Tensor) -> None:  # noqa: ARG002
         """Adds the gradient of a rank's share of the objective; shares add up: FSDP's mean over ranks is undone."""
         (objective * self.accelerator.num_processes).backward()
 
-    def clip(self, model: nn.Module, max_norm: float) -> float:
-        """Scales the gradient down to a global L2 norm of `max_norm`; the norm before."""
+    def clip(self, model: Any, optimizer: Any, max_norm: float) -> float:  # noqa: ARG002
+        """Lets the next step use the gradient at a global L2 norm of at most `max_norm`; the norm before."""
         from torch.nn.utils import clip_grad_norm_
 
         norm: Any = clip_grad_norm_(model.parameters(), max_norm)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of the model or its optimizer, whole; all ranks call this together."""
-        shared: Any = tensor
-        return shared.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        """A weight of the model, or its gradient, whole; all ranks call this together."""
+        shared: Any = tensor.detach()
+        return shared.full_tensor() if hasattr(shared, "full_tensor") else shared
 
-    def share(self, whole: Tensor, like: Tensor) -> Tensor:
-        """This rank's share of a whole tensor, as `like` is shared."""
-        from torch.distributed.tensor import DTensor, distribute_tensor
+    def held(self, parameter: Tensor) -> range:
+        """Which numbers of a parameter, laid flat, this rank has the moments of."""
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-        if not isinstance(like, DTensor) or whole.dim() == 0:  # a moment's step counter is nobody's share
-            return whole
-        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+        shared: Any = parameter
+        shape, offset = compute_local_shape_and_global_offset(shared.shape, shared.device_mesh, shared.placements)
+        row = parameter.numel() // parameter.shape[0]
+        return range(offset[0] * row, (offset[0] + shape[0]) * row)
+
+    def written(self, parameter: Tensor) -> range:
+        """Which of them this rank writes into a checkpoint: all ranks together write each once."""
+        return self.held(parameter)
+
+    def moments(self, optimizer: Any, parameter: Tensor) -> dict[str, Any]:
+        """The optimizer's state of a parameter; what there is for each of its numbers is flat, those `held` of them."""
+        state = optimizer.state[parameter]
+        return {
+            name: value.to_local().flatten() if hasattr(value, "to_local") else value for name, value in state.items()
+        }
+
+    def shaped(self, value: Any, parameter: Tensor) -> Any:
+        """A flat moment as the optimizer keeps it beside a parameter."""
+        from torch.distributed.tensor import DTensor
+
+        if value.dim() == 0:  # a moment's step counter is nobody's share
+            return value
+        shared: Any = parameter
+        local = value.to(shared.to_local().device).view(shared.to_local().shape)
+        return DTensor.from_local(
+            local, shared.device_mesh, shared.placements, run_check=False, shape=shared.shape, stride=shared.stride()
+        )

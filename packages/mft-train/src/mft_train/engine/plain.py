@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from accelerate import Accelerator
@@ -26,29 +26,66 @@ class PlainEngine:
         """The model as the step uses it, and its optimizer."""
         return self.accelerator.prepare(model, build_optimizer(model))
 
-    def gradients(self, model: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+    def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         """The context of one forward and backward pass: ranks exchange gradients in the step's last one only."""
         return contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
 
-    def backward(self, objective: Tensor) -> None:
+    def backward(self, model: Any, objective: Tensor) -> None:  # noqa: ARG002
         """Adds the gradient of a rank's share of the objective; shares add up: DDP's mean over ranks is undone."""
         self.accelerator.backward(objective * self.accelerator.num_processes)
 
-    def clip(self, model: nn.Module, max_norm: float) -> float:
-        """Scales the gradient down to a global L2 norm of `max_norm`; the norm before."""
+    def clip(self, model: Any, optimizer: Any, max_norm: float) -> float:  # noqa: ARG002
+        """Lets the next step use the gradient at a global L2 norm of at most `max_norm`; the norm before."""
         return float(self.accelerator.clip_grad_norm_(model.parameters(), max_norm))
 
-    def step(self, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    def step(self, model: Any, optimizer: Any, learning_rate: float) -> None:  # noqa: ARG002
         """Updates the weights, and forgets the gradient."""
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(optimizer, learning_rate)
         optimizer.step()
         optimizer.zero_grad()
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of the model or its optimizer, whole; all ranks call this together."""
-        return tensor
+        """A weight of the model, or its gradient, whole; all ranks call this together."""
+        return tensor.detach()
 
-    def share(self, whole: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002
-        """This rank's share of a whole tensor, as `like` is shared."""
-        return whole
+    def held(self, parameter: Tensor) -> range:
+        """Which numbers of a parameter, laid flat, this rank has the moments of."""
+        return range(parameter.numel())
+
+    def written(self, parameter: Tensor) -> range:
+        """Which of them this rank writes into a checkpoint: all ranks together write each once."""
+        size, rank, ranks = parameter.numel(), self.accelerator.process_index, self.accelerator.num_processes
+        return range(size * rank // ranks, size * (rank + 1) // ranks)
+
+    def moments(self, optimizer: Any, parameter: Tensor) -> dict[str, Any]:
+        """The optimizer's state of a parameter; what there is for each of its numbers is flat, those `held` of them."""
+        state = optimizer.state[parameter]
+        is_each = {name: getattr(value, "shape", None) == parameter.shape for name, value in state.items()}
+        return {name: value.flatten() if is_each[name] else value for name, value in state.items()}
+
+    def restore(self, optimizer: Any, moments: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Gives an optimizer its state back, as `moments` tells it; rates and decays stay as they are."""
+        settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = optimizer.state_dict()
+        state["state"] = {
+            index: {name: self.shaped(value, parameter) for name, value in moments[parameter].items()}
+            for index, parameter in enumerate(parameters)
+            if parameter in moments
+        }
+        optimizer.load_state_dict(state)
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+    def shaped(self, value: Any, parameter: Tensor) -> Any:
+        """A flat moment as the optimizer keeps it beside a parameter."""
+        is_each = getattr(value, "shape", None) == (parameter.numel(),)
+        return value.view(parameter.shape) if is_each else value
+
+
+def set_rate(optimizer: Any, learning_rate: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from mft_train.engine.deepspeed import DeepSpeedEngine, check_deepspeed, prefer_cpu
 from mft_train.engine.fsdp import FsdpEngine
 from mft_train.engine.plain import PlainEngine
 from mft_train.errors import TrainError
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from mft_train.engine.world import World
     from mft_train.model.compute import Compute
 
-    Engine = PlainEngine | FsdpEngine
+    Engine = PlainEngine | FsdpEngine | DeepSpeedEngine
+
+# Engines that share something between processes, and what each shares.
+SHARING = {"fsdp": "weights", "deepspeed": "moments"}
 
 
 def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
@@ -28,6 +31,8 @@ def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
     accelerator = start_accelerator(world, compute, config.timeout_seconds)
     if config.distributed.engine == "fsdp":
         return FsdpEngine(accelerator, config.distributed)
+    if config.distributed.engine == "deepspeed":
+        return DeepSpeedEngine(accelerator, config)
     return PlainEngine(accelerator)
 
 
@@ -45,10 +50,15 @@ def leaving_group() -> Iterator[None]:
 
 def check_engine(config: RunConfig, world_size: int) -> None:
     """Raises TrainError for settings that the engine cannot run."""
-    if config.distributed.engine != "fsdp":
+    name = config.distributed.engine
+    if name in SHARING and world_size == 1:
+        raise TrainError(
+            f"distributed.engine {name} shares {SHARING[name]} between processes, there is one", fix="--processes N"
+        )
+    if name == "deepspeed":
+        check_deepspeed(config)
+    if name != "fsdp":
         return
-    if world_size == 1:
-        raise TrainError("distributed.engine fsdp shares weights between processes, there is one", fix="--processes N")
     if config.method == "qlora":
         raise TrainError("method qlora does not run with fsdp", fix="set distributed.engine: ddp, or method: lora")
     if config.optimizer != "adamw":
@@ -67,7 +77,7 @@ def start_accelerator(world: World, compute: Compute, timeout_seconds: float) ->
 
     on_cpu = compute.device.type == "cpu"
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by peft, would warn of what it detects
+        prefer_cpu()
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if compute.dtype == "bfloat16" else "no",

@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mft_train.checkpoint import checkpoint
-from mft_train.checkpoint.checkpoint import RunState
+from mft_train.checkpoint.checkpoint import RunState, save_checkpoint, step_dir
 from mft_train.checkpoint.checkpoint_list import retain
 from mft_train.optimization.schedule import learning_rate_at
 from mft_train.running.not_finite import not_finite
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from mft_train.balancing.balance import TaskBalance
     from mft_train.checkpoint.checkpoint import Origin
     from mft_train.checkpoint.validation_record import ValidationRecord
+    from mft_train.checkpoint.writer import CheckpointWriter
     from mft_train.config.config import RunConfig
     from mft_train.engine.start import Engine
     from mft_train.loss.loss_head import LossHead
@@ -47,6 +47,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     stream: RowStream
     balance: TaskBalance
+    writer: CheckpointWriter
     fingerprint: dict[str, Any]
     origin: Origin
     num_steps: int
@@ -79,7 +80,9 @@ class Run:
                 position=step_rows.next_position,
                 balance=self.balance.to_json(),
             )
+            self.writer.collect()
             state, interrupt = self.after_step(metrics, state, interrupts)
+        self.writer.wait()
         if not interrupt and state.global_step < self.num_steps:
             best = {"best_step": state.validation.best_step, "best_loss": state.validation.best_loss}
             metrics.write("early_stop", global_step=state.global_step, **best)
@@ -112,6 +115,7 @@ class Run:
         if is_checkpoint and state.global_step:
             state = self.save_checkpoint(metrics, state, loss)
         if interrupt:
+            self.writer.wait()
             name = signal.Signals(interrupt).name
             metrics.write("interrupt", global_step=state.global_step, signal=name)
         return state, interrupt
@@ -121,6 +125,7 @@ class Run:
         result = accumulate_gradients(
             self.engine,
             self.model,
+            self.optimizer,
             self.loss_head,
             step_rows.rows,
             micro_batch_size=self.config.micro_batch_size,
@@ -130,7 +135,7 @@ class Run:
         )
         if not result.is_finite:
             raise not_finite(self.engine.accelerator, self.model, self.dataset, step_rows, result, global_step)
-        self.engine.step(self.optimizer, learning_rate)
+        self.engine.step(self.model, self.optimizer, learning_rate)
         return result
 
     def validate(
@@ -179,13 +184,20 @@ class Run:
         )
 
     def save_checkpoint(self, metrics: MetricsWriter, state: RunState, loss: float | None) -> RunState:
-        """Writes the checkpoint of this step and its event, then lets go of old ones; the state that was saved.
+        """Begins the checkpoint of this step, whose end has its event and lets go of old ones; the state that is saved.
 
         `loss` is the validation loss of this step, None without one.
         """
         state = replace(state, validation=state.validation.after_checkpoint(loss, state.global_step))
-        target = checkpoint.step_dir(self.run_dir, state.global_step)
-        checkpoint.save_checkpoint(
+        target = step_dir(self.run_dir, state.global_step)
+
+        def after() -> None:
+            if self.engine.accelerator.is_main_process:
+                retain(self.run_dir, state.validation, state.global_step, self.config.keep_last)
+            metrics.write("checkpoint", global_step=state.global_step, path=f"checkpoints/{target.name}")
+
+        save_checkpoint(
+            self.writer,
             self.engine,
             self.model,
             self.optimizer,
@@ -193,10 +205,8 @@ class Run:
             self.fingerprint,
             self.origin,
             target,
+            after,
         )
-        if self.engine.accelerator.is_main_process:
-            retain(self.run_dir, state.validation, state.global_step, self.config.keep_last)
-        metrics.write("checkpoint", global_step=state.global_step, path=f"checkpoints/{target.name}")
         return state
 
 

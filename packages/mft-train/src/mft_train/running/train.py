@@ -20,6 +20,7 @@ from mft_train.checkpoint.checkpoint import (
 from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished, retain
 from mft_train.checkpoint.fingerprint import changed_settings, fingerprint
 from mft_train.checkpoint.publish import discard
+from mft_train.checkpoint.writer import CheckpointWriter
 from mft_train.config.config_file import write_config
 from mft_train.engine.start import start_engine
 from mft_train.errors import TrainError
@@ -96,7 +97,7 @@ def train(
         stream = open_stream(config, dataset, world)
         state = RunState(0, StreamPosition())
         if start.checkpoint:
-            state = load_checkpoint(engine, optimizer, start.checkpoint, start.changed)
+            state = load_checkpoint(engine, model, optimizer, start.checkpoint, start.changed)
         run = Run(
             compute.settled(config),
             dataset,
@@ -106,6 +107,7 @@ def train(
             optimizer,
             stream,
             TaskBalance(config, dataset, state.balance),
+            CheckpointWriter(accelerator, is_background(config, compute)),
             start.fingerprint,
             find_origin(config, dataset, world),
             num_run_steps(stream.steps_per_epoch, config),
@@ -161,6 +163,12 @@ def load_checked(
     return model, loss_head
 
 
+def is_background(config: RunConfig, compute: Compute) -> bool:
+    """Whether checkpoints are written while training goes on: where the copy costs the device nothing, if left open."""
+    wanted = config.background_checkpoints
+    return compute.device.type == "cuda" if wanted == "auto" else wanted
+
+
 def open_stream(config: RunConfig, dataset: DatasetDir, world: World) -> RowStream:
     """This rank's training rows."""
     return RowStream(
@@ -205,13 +213,14 @@ def run_to_end(run: Run, state: RunState, resumed: Path | None) -> None:
     with (
         MetricsWriter(run.config, run_dir, state.global_step, run.num_steps, is_active=is_main) as metrics,
         Interrupts(is_talking=is_main) as interrupts,
+        run.writer,
     ):
         if resumed:
             metrics.write("resume", global_step=state.global_step, checkpoint=resumed.name)
         state, interrupt = run.loop(metrics, state, interrupts)
         # A tracker may wait long for its server when it is closed: the model comes first.
         if not interrupt:
-            save_model(run.engine, run.model, run.origin, final)
+            save_model(run.writer, run.engine, run.model, run.origin, final)
             metrics.write("end", global_step=state.global_step)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -12,6 +12,7 @@ from mft_train.rows.packed_batch import pack_rows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor, nn
 
     from mft_train.engine.start import Engine
@@ -43,6 +44,7 @@ class StepResult:
 def accumulate_gradients(
     engine: Engine,
     model: nn.Module,
+    optimizer: torch.optim.Optimizer,
     loss_head: LossHead,
     rows: Sequence[Row],
     *,
@@ -86,9 +88,9 @@ def accumulate_gradients(
                 term = loss_head.router.term(output.router_logits, batch.input_ids.numel(), global_tokens)
                 totals[1] += term.detach()
                 objective = objective + term
-            engine.backward(objective)
+            engine.backward(model, objective)
         totals[2:].index_add_(0, batch.segment_tasks[batch.token_segments], losses.double())
-    grad_norm = engine.clip(model, max_grad_norm)
+    grad_norm = engine.clip(model, optimizer, max_grad_norm)
     loss, router_loss, *task_sums = accelerator.reduce(totals, reduction="sum").tolist()
     return StepResult(
         loss=loss,

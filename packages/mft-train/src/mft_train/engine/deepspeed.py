@@ -1,0 +1,228 @@
+"""DeepSpeed's ZeRO: stage 1 shares the moments between ranks, 2 the gradients too, 3 the weights too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mft_train.engine.plain import PlainEngine, set_rate
+from mft_train.errors import TrainError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import Tensor, nn
+
+    from mft_train.config.config import RunConfig
+
+# Settings of a DeepSpeed file that the run's own config decides.
+OURS = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "global_batch_size",
+    "gradient_clipping": "max_grad_norm",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "fp16": "dtype",
+    "bf16": "dtype",
+    "amp": "dtype",
+    "torch_autocast": "dtype",
+    "data_types": "dtype",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedEngine(PlainEngine):
+    """The verbs of a step under ZeRO. A share of a weight is a range of the flat tensor in every stage."""
+
+    config: RunConfig
+
+    def prepare(
+        self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> tuple[Any, Any]:
+        """The model as the step uses it, and its optimizer."""
+        import deepspeed
+
+        if self.accelerator.device.type == "cpu":
+            # It would compile a kernel for sums between processes, which training does not use.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        settings = deepspeed_settings(self.config, self.accelerator.num_processes, self.accelerator.device.type)
+        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
+        return engine, optimizer
+
+    @property
+    def stage(self) -> int:
+        """What is shared: 1, 2 or 3."""
+        return self.config.distributed.stage
+
+    def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """The context of one forward and backward pass."""
+        model.set_gradient_accumulation_boundary(is_last)
+        return contextlib.nullcontext()
+
+    def backward(self, model: Any, objective: Tensor) -> None:
+        """Adds the gradient of a rank's share of the objective; shares add up: ZeRO's mean over ranks is undone."""
+        model.backward(objective * self.accelerator.num_processes, scale_wrt_gas=False)
+
+    def clip(self, model: Any, optimizer: Any, max_norm: float) -> float:  # noqa: ARG002
+        """The gradient's global L2 norm, infinite if it is not finite; the next step clips to `max_norm` itself."""
+        import torch
+
+        if self.stage < 3:
+            norm = float(optimizer.scaled_global_norm())
+            return norm if norm >= 0 else math.inf  # DeepSpeed's sign of numbers that are not finite
+        from deepspeed.utils import safe_get_local_grad
+
+        squares = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for parameter in trained(model.module):
+            squares += safe_get_local_grad(parameter).double().square().sum()
+        return math.sqrt(float(self.accelerator.reduce(squares, reduction="sum")))
+
+    def step(self, model: Any, optimizer: Any, learning_rate: float) -> None:
+        """Updates the weights, and forgets the gradient."""
+        set_rate(optimizer, learning_rate)
+        model.step()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A weight of the model, whole; all ranks call this together."""
+        if not hasattr(tensor, "ds_id"):
+            return tensor.detach()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+
+    def held(self, parameter: Tensor) -> range:
+        """Which numbers of a parameter, laid flat, this rank has the moments of."""
+        shared: Any = parameter
+        if self.stage < 3:
+            fragment = shared._hp_mapping  # None where no number of it is this rank's
+            address = fragment.lp_fragment_address if fragment else None
+            return range(address.start, address.start + address.numel) if address else range(0)
+        size, start = shared.ds_numel, self.accelerator.process_index * shared.ds_tensor.numel()
+        return range(min(start, size), min(start + shared.ds_tensor.numel(), size))  # the last shares are padded
+
+    def written(self, parameter: Tensor) -> range:
+        """Which of them this rank writes into a checkpoint: all ranks together write each once."""
+        return self.held(parameter)
+
+    def moments(self, optimizer: Any, parameter: Tensor) -> dict[str, Any]:
+        """The optimizer's state of a parameter; what there is for each of its numbers is flat, those `held` of them."""
+        flat, start = self.place(optimizer, parameter)
+        state = {} if flat is None else optimizer.optimizer.state[flat]
+        size = len(self.held(parameter))
+        return {name: value if value.dim() == 0 else value[start : start + size] for name, value in state.items()}
+
+    def place(self, optimizer: Any, parameter: Tensor) -> tuple[Any, int]:
+        """The flat tensor that DeepSpeed's optimizer works on in a parameter's place, and where its share begins."""
+        shared: Any = parameter
+        if self.stage < 3:
+            fragment = shared._hp_mapping
+            if fragment is None:
+                return None, 0
+            flat = optimizer.single_partition_of_fp32_groups[fragment.param_group_index]
+            return flat, fragment.hp_fragment_address.start
+        group, start, _ = optimizer.grad_position[optimizer.get_param_id(shared)]
+        return optimizer.fp32_partitioned_groups_flat[group], start
+
+    def restore(self, optimizer: Any, moments: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Gives an optimizer its state back, as `moments` tells it; rates and decays stay as they are."""
+        import torch
+
+        for parameter, state in moments.items():
+            flat, start = self.place(optimizer, parameter)
+            if flat is None:
+                continue
+            own = optimizer.optimizer.state[flat]
+            for name, value in state.items():
+                if value.dim() == 0:
+                    own[name] = value.clone()
+                else:
+                    own.setdefault(name, torch.zeros_like(flat))[start : start + len(value)] = value.to(flat.device)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the optimizer changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def deepspeed_settings(config: RunConfig, world_size: int, device: str) -> dict[str, Any]:
+    """What DeepSpeed is told: the run's own settings, over those of `distributed.deepspeed_config`."""
+    distributed = config.distributed
+    settings = read_deepspeed_config(distributed.deepspeed_config) if distributed.deepspeed_config else {}
+    zero = settings.pop("zero_optimization", {}) | {"stage": distributed.stage}
+    host = {"device": "cpu", "pin_memory": device != "cpu"}
+    if distributed.offload_optimizer:
+        zero["offload_optimizer"] = host
+    if distributed.offload_parameters:
+        zero["offload_param"] = host
+    return {
+        "steps_per_print": 2**62,
+        **settings,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.global_batch_size // (config.micro_batch_size * world_size),
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        # torch's AdamW works on the flat shares as on any tensor.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def check_deepspeed(config: RunConfig) -> None:
+    """Raises TrainError for settings that DeepSpeed cannot run, or that its file may not decide."""
+    distributed = config.distributed
+    if config.optimizer != "adamw":
+        raise TrainError(f"optimizer {config.optimizer} knows no shared moments", fix="set optimizer: adamw")
+    if config.compile:
+        raise TrainError("compile is not tested with deepspeed", fix="set compile: false")
+    if distributed.deepspeed_config is None:
+        return
+    path = distributed.deepspeed_config
+    settings = read_deepspeed_config(path)
+    for name, own in OURS.items():
+        if name in settings:
+            raise TrainError(f'"{name}" is decided by {own} of the run', where=path, fix=f'remove "{name}" there')
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage", distributed.stage) != distributed.stage:
+        raise TrainError(
+            f"zero_optimization.stage is {zero['stage']}, distributed.stage is {distributed.stage}",
+            where=path,
+            fix="set distributed.stage to the same, or remove it there",
+        )
+
+
+def read_deepspeed_config(path: str) -> dict[str, Any]:
+    """The settings in a DeepSpeed file, but for those left to others by the word "auto"; raises TrainError."""
+    try:
+        settings = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise TrainError(
+            "the DeepSpeed file cannot be read", where=path, fix="set distributed.deepspeed_config"
+        ) from error
+    except ValueError as error:
+        raise TrainError(f"the DeepSpeed file is not JSON: {error}", where=path) from error
+    if not isinstance(settings, dict):
+        raise TrainError("the DeepSpeed file is not a JSON object", where=path)
+    return without_auto(settings)
+
+
+def without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings without values "auto", and without sections that had nothing else."""
+    kept = {}
+    for name, value in settings.items():
+        inner = without_auto(value) if isinstance(value, dict) else value
+        if inner != "auto" and (inner or inner == value):
+            kept[name] = inner
+    return kept
+
+
+def prefer_cpu() -> None:
+    """Lets DeepSpeed, imported by peft too, compute on the CPU without looking for other devices."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

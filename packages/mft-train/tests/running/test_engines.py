@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,33 +12,95 @@ from click.testing import CliRunner
 from mft_train.cli import main
 
 SETTINGS = {
-    "max_steps": 8,
+    "max_steps": 6,
     "global_batch_size": 4,
     "learning_rate": 0.01,
-    "validation_interval": 4,
-    "checkpoint_interval": 4,
+    "validation_interval": 3,
+    "checkpoint_interval": 3,
     "loss": {"balancer": "coba", "probe_rows": 3, "coba": {"warmup_updates": 2, "history_length": 3}},
     "trackers": [],
 }
 MEASURED = {"tokens_per_second", "peak_memory_bytes"}
+ZERO = ["distributed.engine=deepspeed"]
+# As the page's table has them, with the overrides that choose them.
+ENGINES = {
+    "ddp": [],
+    "fsdp": ["distributed.engine=fsdp"],
+    "deepspeed, stage 1": [*ZERO, "distributed.stage=1"],
+    "deepspeed, stage 2": [*ZERO, "distributed.stage=2"],
+    "deepspeed, stage 3": [*ZERO, "distributed.stage=3"],
+    "deepspeed, stage 3, offload": [
+        *ZERO,
+        "distributed.stage=3",
+        "distributed.offload_optimizer=true",
+        "distributed.offload_parameters=true",
+    ],
+}
+METHODS = {
+    "full": ["method=full"],
+    "lora": ["method=lora"],
+    "lora, dora: true": ["method=lora", "lora.dora=true"],
+    "lora, modules_to_save": ["method=lora", "lora.modules_to_save=[embed_tokens]"],
+    "qlora": ["method=qlora"],
+}
+REFUSED = {("fsdp", "qlora")}
+# What resumes of these would add is in those of lora.
+NOT_RESUMED = {"lora, dora: true", "lora, modules_to_save"}
+CELLS = [(engine, method) for engine in ENGINES for method in METHODS if (engine, method) not in REFUSED]
+PAGE = Path(__file__).parents[4] / "docs" / "distributed.md"
 
 
-@pytest.fixture
-def config(write_run):
-    return lambda method: write_run(**SETTINGS, method=method)
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory, make_model):
+    """A model whose rows are multiples of a block of 4-bit numbers."""
+    path = tmp_path_factory.mktemp("model") / "base"
+    return make_model(path, hidden_size=64, intermediate_size=128)
 
 
-def two(path, output, *arguments):
-    """A run of two processes."""
-    command = [sys.executable, "-m", "mft_train", "launch", str(path), f"output={output}", "--processes", "2"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, base_model, tiny_dataset):
+    """Runs the config in ranks that are forked from a process which has imported everything."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("runs")
+    path = folder / "run.yaml"
+    values = {"model": str(base_model), "dataset": str(tiny_dataset), "output": "given by each run"}
+    path.write_text(yaml.safe_dump(values | SETTINGS))
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("rank_server.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def run(ranks, output, *arguments, refused=False):
+        printed = folder / "printed.txt"
+        printed.unlink(missing_ok=True)
+        request = {"arguments": ["launch", str(path), f"output={output}", *arguments], "ranks": ranks}
+        server.stdin.write(json.dumps(request | {"output": str(printed)}) + "\n")
+        server.stdin.flush()
+        codes = json.loads(server.stdout.readline())
+        assert codes == [1 if refused else 0] * ranks, printed.read_text()
+        return printed.read_text()
+
+    yield run
+    server.stdin.close()
+    assert server.wait(60) == 0
 
 
-def one(path, output, *arguments):
-    """A run of this process."""
-    result = CliRunner().invoke(main, ["launch", str(path), f"output={output}", *arguments])
-    assert result.exit_code == 0, result.stderr
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+    """The run of one process with a method, made once."""
+    made = {}
+
+    def alone(method):
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp("alone") / "run"
+            run(1, made[method], *METHODS[method])
+        return made[method]
+
+    return alone
 
 
 def events(run_dir, kind):
@@ -51,7 +114,7 @@ def weights(run_dir):
 
 def forget_the_second_half(run_dir):
     shutil.rmtree(run_dir / "final")
-    shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000006")
 
 
 def assert_same_curve(run_dir, other):
@@ -64,34 +127,53 @@ def assert_same_curve(run_dir, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("engine", ["fsdp", "deepspeed-1", "deepspeed-2", "deepspeed-3"])
-def test_an_engine_trains_the_curve_of_one_process_and_resumes_anywhere(config, tmp_path, tiny_model, method, engine):
-    path, whole, sharded = config(method), tmp_path / "whole", tmp_path / "sharded"
-    chosen = settings(engine)
-    one(path, whole)
-    two(path, sharded, *chosen)
+@pytest.mark.parametrize(("engine", "method"), CELLS)
+def test_an_engine_trains_the_curve_of_one_process_and_resumes_anywhere(
+    run, alone, tmp_path, base_model, engine, method
+):
+    chosen, whole, sharded = [*ENGINES[engine], *METHODS[method]], tmp_path / "whole", tmp_path / "sharded"
+    shutil.copytree(alone(method), whole)
+    run(2, sharded, *chosen)
     assert_same_curve(whole, sharded)
+    assert_loads(sharded / "final", base_model, method)
+    if method in NOT_RESUMED:
+        return
     curve, final = events(sharded, "train"), weights(sharded)
 
     forget_the_second_half(sharded)
-    two(path, sharded, *chosen, "--resume")
+    run(2, sharded, *chosen, "--resume")
     assert events(sharded, "train") == curve, "a resume is bit for bit"
     assert weights(sharded) == final
 
     forget_the_second_half(sharded)
-    one(path, sharded, "--resume")
+    run(1, sharded, *METHODS[method], "--resume")
     assert_same_curve(whole, sharded)
     forget_the_second_half(whole)
-    two(path, whole, *chosen, "--resume")
+    run(2, whole, *chosen, "--resume")
     assert_same_curve(sharded, whole)
-    assert_loads(whole / "final", tiny_model, method)
 
 
-def settings(engine):
-    """Overrides that choose an engine, of DeepSpeed with its stage."""
-    name, _, stage = engine.partition("-")
-    return [f"distributed.engine={name}", *([f"distributed.stage={stage}"] if stage else [])]
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "method"), sorted(REFUSED))
+def test_what_an_engine_cannot_train_is_refused(run, tmp_path, engine, method):
+    printed = run(2, tmp_path / "run", *ENGINES[engine], *METHODS[method], refused=True)
+    assert printed.count(f"Error: method {method} does not run with {engine}") == 2
+
+
+def table():
+    """What the tests above hold, cell by cell."""
+    lines = [f"| engine | {' | '.join(METHODS)} |", f"|---|{'---|' * len(METHODS)}"]
+    for engine in ENGINES:
+        held = {
+            method: "losses, final" if method in NOT_RESUMED else "losses, resume, elastic, final" for method in METHODS
+        }
+        cells = ["refused" if (engine, method) in REFUSED else held[method] for method in METHODS]
+        lines.append(f"| {engine} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_page_has_the_table_of_what_is_tested():
+    assert table() in PAGE.read_text(), f"put this into {PAGE}:\n\n{table()}"
 
 
 def assert_loads(final, base_model, method):
@@ -102,12 +184,13 @@ def assert_loads(final, base_model, method):
     tensors = {name: tensor for file in final.glob("*.safetensors") for name, tensor in load_file(file).items()}
     assert tensors
     assert all(tensor.numel() for tensor in tensors.values())
-    if method == "lora":
-        from peft import PeftModel
+    if method != "full":
+        from peft import PeftModel, get_peft_model_state_dict
 
         base = AutoModelForCausalLM.from_pretrained(base_model)
-        loaded = PeftModel.from_pretrained(base, final).state_dict()
-        assert {name.replace(".default.", ".") for name in loaded if "lora_" in name} == tensors.keys()
+        loaded = get_peft_model_state_dict(PeftModel.from_pretrained(base, final))
+        assert loaded.keys() == tensors.keys()
+        assert all(loaded[name].equal(tensor) for name, tensor in tensors.items())
     else:
         model, found = AutoModelForCausalLM.from_pretrained(final, output_loading_info=True)
         assert not found["missing_keys"]
@@ -115,15 +198,23 @@ def assert_loads(final, base_model, method):
 
 
 @pytest.mark.slow
-def test_fsdp_runs_with_larger_batches_recomputing_and_layers_that_stay_whole(config, tmp_path):
-    path, whole = config("full"), tmp_path / "whole"
-    one(path, whole, "max_steps=2")
-    for name, settings in (
-        ("sharded", ["micro_batch_size=2"]),
-        ("recomputed", ["gradient_checkpointing=true", "distributed.reshard_after_forward=false"]),
-    ):
-        two(path, tmp_path / name, "max_steps=2", "distributed.engine=fsdp", *settings)
-        assert_same_curve(whole, tmp_path / name)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [*ENGINES["fsdp"], "micro_batch_size=2"],
+        [*ENGINES["fsdp"], "gradient_checkpointing=true", "distributed.reshard_after_forward=false"],
+        [*ENGINES["deepspeed, stage 2"], "micro_batch_size=2"],
+        [*ENGINES["deepspeed, stage 3"], "gradient_checkpointing=true", "background_checkpoints=true"],
+    ],
+)
+def test_settings_of_speed_and_memory_change_no_loss(run, alone, tmp_path, settings):
+    run(2, tmp_path / "run", *METHODS["full"], *settings)
+    assert_same_curve(alone("full"), tmp_path / "run")
+
+
+@pytest.fixture
+def config(write_run):
+    return lambda method: write_run(**SETTINGS, method=method)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def check_engine(config: RunConfig, world_size: int) -> None:
     if name != "fsdp":
         return
     if config.method == "qlora":
-        raise TrainError("method qlora does not run with fsdp", fix="set distributed.engine: ddp, or method: lora")
+        fix = "set distributed.engine: deepspeed, whose stage 3 shares the weights too, or ddp"
+        raise TrainError("method qlora does not run with fsdp", fix=fix)
     if config.optimizer != "adamw":
         raise TrainError(f"optimizer {config.optimizer} knows no shared weights", fix="set optimizer: adamw")
     if config.compile:

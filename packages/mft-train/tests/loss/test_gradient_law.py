@@ -46,6 +46,7 @@ def gradient(accelerator, model, rows, micro_batch_size, reduction):
     result = accumulate_gradients(
         PlainEngine(accelerator),
         model,
+        None,
         LossHead(model),
         rows,
         micro_batch_size=micro_batch_size,

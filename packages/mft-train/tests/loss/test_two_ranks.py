@@ -41,17 +41,17 @@ RANK = """
         engine = start_engine(RunConfig(**settings), world, compute)
         bare = AutoModelForCausalLM.from_pretrained(path, attn_implementation="segments", dtype=torch.float64)
         head = LossHead(bare)
-        model, _ = engine.prepare(bare, lambda model: torch.optim.SGD(model.parameters()))
-        return engine, bare, head, model
+        model, optimizer = engine.prepare(bare, lambda model: torch.optim.SGD(model.parameters()))
+        return engine, bare, head, model, optimizer
 
     started = {}
     rows = [Row(np.array(ids), np.array(mask), np.array(lengths), task) for ids, mask, lengths, task in rows]
     answers = []
     for name, reduction, micro_batch_size in cases:
-        engine, bare, head, model = started[name] = started.get(name) or start(name)
+        engine, bare, head, model, optimizer = started[name] = started.get(name) or start(name)
         model.zero_grad()
         result = accumulate_gradients(
-            engine, model, head, rows[world.rank::world.world_size], micro_batch_size=micro_batch_size,
+            engine, model, optimizer, head, rows[world.rank::world.world_size], micro_batch_size=micro_batch_size,
             reduction=reduction, task_weights=torch.tensor([1.0, 2.5], dtype=torch.float64), max_grad_norm=1e9)
         gradient = torch.cat([engine.whole(parameter.grad).flatten() for parameter in bare.parameters()])
         assert gradient.dtype == torch.float64

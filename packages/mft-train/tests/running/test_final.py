@@ -127,3 +127,13 @@ def test_overwrite_deletes_the_earlier_run_only_once_the_new_one_can_begin(launc
     final = weights(tmp_path / "run" / "final")
     assert launch("--overwrite", "lora.target_modules=[nothing]").exit_code == 1
     assert weights(tmp_path / "run" / "final") == final
+
+
+def test_a_resume_tells_of_a_checkpoint_that_a_kill_left_without_its_event(launch, tmp_path):
+    assert launch().exit_code == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = [line for line in path.read_text().splitlines() if '"resume"' not in line]
+    path.write_text("".join(f"{line}\n" for line in whole if not line.startswith('{"event":"checkpoint"')))
+    assert launch("--resume").exit_code == 0
+    told = [line for line in path.read_text().splitlines() if line.startswith('{"event":"checkpoint"')]
+    assert told == [line for line in whole if line.startswith('{"event":"checkpoint"')][-1:]

@@ -42,7 +42,12 @@ class RunState:
 
 def step_dir(run_dir: Path, global_step: int) -> Path:
     """The directory of the checkpoint after `global_step` optimizer steps."""
-    return run_dir / "checkpoints" / f"step-{global_step:08d}"
+    return run_dir / "checkpoints" / step_name(global_step)
+
+
+def step_name(global_step: int) -> str:
+    """The name of the checkpoint after `global_step` optimizer steps."""
+    return f"step-{global_step:08d}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ class DeepSpeedEngine(PlainEngine):
 
     config: RunConfig
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
+        return self.stage == 3 and self.config.method != "qlora"  # 4 bits come with scales, which stay with each rank
+
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[Any, Any]:

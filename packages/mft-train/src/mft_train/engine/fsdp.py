@@ -29,6 +29,11 @@ class FsdpEngine(PlainEngine):
 
     settings: DistributedConfig
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
+        return True
+
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -38,10 +43,23 @@ class FsdpEngine(PlainEngine):
         layers = decoder_layers(model)
         if not layers:
             raise TrainError("fsdp finds no decoder layers in this model", fix="set distributed.engine: ddp")
-        for layer in layers:
+        shared = set()
+        for layer in layers:  # one at a time is whole
+            self.fill(layer, shared)
             fully_shard(layer, reshard_after_forward=self.settings.reshard_after_forward)
+        self.fill(model, shared)
         fully_shard(model, reshard_after_forward=False)
         return model, build_optimizer(model)
+
+    def fill(self, module: nn.Module, filled: set[Tensor]) -> None:
+        """Gives the weights and buffers of a module that are not `filled` the values of rank 0, on their device."""
+        from torch.distributed import broadcast
+
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor not in filled and not hasattr(tensor, "full_tensor"):
+                tensor.data = tensor.data.to(self.accelerator.device)
+                broadcast(tensor.data, src=0)
+                filled.add(tensor)
 
     def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
         """The context of one forward and backward pass: ranks exchange gradients in each, or would hold them whole."""

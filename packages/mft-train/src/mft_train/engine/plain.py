@@ -20,6 +20,11 @@ class PlainEngine:
 
     accelerator: Accelerator
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
+        return False
+
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[Any, Any]:

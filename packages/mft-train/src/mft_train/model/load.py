@@ -16,6 +16,7 @@ from mft_train.model.quantization import keep_exact, quantized_loading
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
@@ -24,20 +25,50 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    config: RunConfig, compute: Compute, dataset: DatasetDir, weights_dir: Path | None = None
+    config: RunConfig,
+    compute: Compute,
+    dataset: DatasetDir,
+    weights_dir: Path | None = None,
+    *,
+    is_placed: bool = True,
+    is_hollow: bool = False,
 ) -> PreTrainedModel:
-    """The model to train, in train mode on its device; raises TrainError if it does not fit the dataset.
+    """The model to train, in train mode; raises TrainError if it does not fit the dataset.
+
+    It is on its device, or without `is_placed` on the CPU. One that `is_hollow` has weights of no value, which take no
+    memory until they are written to.
 
     Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
     `weights_dir` holds a full model of the same shape, as a checkpoint does, whose weights replace the base's.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     check_model_dir(config.model)
     segment_attention.register()
     frozen_base = config.method != "full"
     dtype = getattr(torch, compute.dtype) if frozen_base else torch.float32
+    model = hollow_base(config, compute, dtype) if is_hollow else load_base(config, compute, dtype, weights_dir)
+    vocabulary = num_embeddings(model)
+    if dataset.max_token_id >= vocabulary:
+        raise TrainError(
+            f"the dataset has token ids up to {dataset.max_token_id}, the model has {vocabulary} embeddings",
+            where=str(dataset.path),
+            fix="build the dataset with this model's tokenizer",
+        )
+    if compute.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.method == "qlora":
+        keep_exact(model, compute.device)
+    if frozen_base:
+        model = add_adapter(model, config)
+        fuse_adapters(model)
+    return (model.to(compute.device) if is_placed and config.method != "qlora" else model).train()
+
+
+def load_base(config: RunConfig, compute: Compute, dtype: torch.dtype, weights_dir: Path | None) -> Any:
+    """The base model with its weights, or with those of a full model in `weights_dir`; raises TrainError."""
+    from transformers import AutoModelForCausalLM
+
     source = str(weights_dir or config.model)
     with loading(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -55,27 +86,34 @@ def load_model(
             where=source,
             fix="delete this checkpoint" if weights_dir else "give a causal language model with all its weights",
         )
-    vocabulary = num_embeddings(model)
-    if dataset.max_token_id >= vocabulary:
-        raise TrainError(
-            f"the dataset has token ids up to {dataset.max_token_id}, the model has {vocabulary} embeddings",
-            where=str(dataset.path),
-            fix="build the dataset with this model's tokenizer",
-        )
-    if compute.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if config.method == "qlora":
-        keep_exact(model, compute.device)
-    if frozen_base:
-        model = add_adapter(model, config)
-        fuse_adapters(model)
-    return (model if config.method == "qlora" else model.to(compute.device)).train()
+    return model
+
+
+def hollow_base(config: RunConfig, compute: Compute, dtype: torch.dtype) -> Any:
+    """The base model on the CPU, its weights without values and so without memory; its buffers have theirs."""
+    import torch
+    from accelerate import init_empty_weights
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with loading(config.model):
+        shape = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                shape, dtype=dtype, attn_implementation=compute.attention, trust_remote_code=False
+            )
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(torch.empty_like(weight, device="cpu"))
+    model.tie_weights()
+    return model
 
 
 def num_embeddings(model: PreTrainedModel) -> int:
     """Token ids that the model can read."""
     embeddings: Any = model.get_input_embeddings()
-    return embeddings.weight.shape[0]
+    return getattr(embeddings.weight, "ds_shape", embeddings.weight.shape)[0]  # ZeRO's share of it has none
 
 
 def empty_model(config: RunConfig) -> PreTrainedModel:

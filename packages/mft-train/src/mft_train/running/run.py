@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mft_train.checkpoint.checkpoint import RunState, save_checkpoint, step_dir
+from mft_train.checkpoint.checkpoint import RunState, save_checkpoint, step_dir, step_name
 from mft_train.checkpoint.checkpoint_list import retain
 from mft_train.optimization.schedule import learning_rate_at
 from mft_train.running.not_finite import not_finite
@@ -194,7 +194,7 @@ class Run:
         def after() -> None:
             if self.engine.accelerator.is_main_process:
                 retain(self.run_dir, state.validation, state.global_step, self.config.keep_last)
-            metrics.write("checkpoint", global_step=state.global_step, path=f"checkpoints/{target.name}")
+            write_checkpoint_event(metrics, state.global_step)
 
         save_checkpoint(
             self.writer,
@@ -208,6 +208,11 @@ class Run:
             after,
         )
         return state
+
+
+def write_checkpoint_event(metrics: MetricsWriter, global_step: int) -> None:
+    """Says that the checkpoint of a step is there."""
+    metrics.write("checkpoint", global_step=global_step, path=f"checkpoints/{step_name(global_step)}")
 
 
 def is_due(global_step: int, interval: int) -> bool:

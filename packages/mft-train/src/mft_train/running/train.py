@@ -39,14 +39,15 @@ from mft_train.rows.tokenizer_match import check_tokenizer
 from mft_train.running.checks import check_device, check_inputs, check_output
 from mft_train.running.interrupts import Interrupts
 from mft_train.running.output import locked_output, sweep_shared_memory
-from mft_train.running.run import Run
-from mft_train.tracking.metrics import MetricsWriter
+from mft_train.running.run import Run, write_checkpoint_event
+from mft_train.tracking.metrics import MetricsWriter, is_told
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
+    from mft_train.engine.start import Engine
     from mft_train.engine.world import World
     from mft_train.model.compute import Compute
     from mft_train.rows.dataset_dir import DatasetDir
@@ -84,15 +85,16 @@ def train(
     with locked_output(accelerator, run_dir, world):
         start = find_start(config, compute, dataset, world, is_resume=is_resume, is_forced=is_forced)
         set_seed(config.seed)
-        model, loss_head = load_checked(config, compute, dataset, accelerator, start.checkpoint)
+        model = load_weights(config, compute, dataset, engine, start.checkpoint)
         accelerator.wait_for_everyone()
         if world.is_main:
             clear(run_dir) if is_overwrite else remove_unfinished(run_dir)
         sweep_shared_memory(accelerator)
         accelerator.wait_for_everyone()
-        if config.compile:
-            compile_layers(model)
         model, optimizer = engine.prepare(model, lambda model: build_optimizer(model, config))
+        loss_head = checked_loss(config, compute, dataset, accelerator, accelerator.unwrap_model(model))
+        if config.compile:
+            compile_layers(accelerator.unwrap_model(model))
         set_seed(config.seed, device_specific=True)
         stream = open_stream(config, dataset, world)
         state = RunState(0, StreamPosition())
@@ -149,18 +151,26 @@ def find_origin(config: RunConfig, dataset: DatasetDir, world: World) -> Origin:
     return Origin(dataset.tokenizer_dir, dataset.manifest_sha256, fingerprint)
 
 
-def load_checked(
-    config: RunConfig, compute: Compute, dataset: DatasetDir, accelerator: Accelerator, checkpoint: Path | None
-) -> tuple[PreTrainedModel, LossHead]:
-    """The model with the weights to begin with, and its loss; raises TrainError for one that cannot be trained."""
+def load_weights(
+    config: RunConfig, compute: Compute, dataset: DatasetDir, engine: Engine, checkpoint: Path | None
+) -> PreTrainedModel:
+    """The model with the weights to begin with; hollow in a rank that the engine fills. Raises TrainError."""
     weights_dir = checkpoint / "model" if checkpoint else None
-    model = load_model(config, compute, dataset, weights_dir if config.method == "full" else None)
+    is_hollow = engine.is_filled and not engine.accelerator.is_main_process
+    full_dir = weights_dir if config.method == "full" else None
+    model = load_model(config, compute, dataset, full_dir, is_placed=not engine.is_filled, is_hollow=is_hollow)
+    if weights_dir and config.method != "full" and not is_hollow:
+        load_adapter(model, weights_dir)
+    return model
+
+
+def checked_loss(
+    config: RunConfig, compute: Compute, dataset: DatasetDir, accelerator: Accelerator, model: PreTrainedModel
+) -> LossHead:
+    """The loss of a model that is ready to train; raises TrainError for one that cannot be trained."""
     with accelerator.autocast():  # as in training: some kernels know no other type
         check_isolation(model, compute.dtype, is_packed=dataset.is_packed or config.micro_batch_size > 1)
-        loss_head = LossHead(model, find_router_loss(model, config))
-    if weights_dir and config.method != "full":
-        load_adapter(model, weights_dir)
-    return model, loss_head
+        return LossHead(model, find_router_loss(model, config))
 
 
 def is_background(config: RunConfig, compute: Compute) -> bool:
@@ -216,6 +226,8 @@ def run_to_end(run: Run, state: RunState, resumed: Path | None) -> None:
         run.writer,
     ):
         if resumed:
+            if is_main and not is_told(run_dir / "metrics.jsonl", "checkpoint", state.global_step):
+                write_checkpoint_event(metrics, state.global_step)  # a kill came between
             metrics.write("resume", global_step=state.global_step, checkpoint=resumed.name)
         state, interrupt = run.loop(metrics, state, interrupts)
         # A tracker may wait long for its server when it is closed: the model comes first.

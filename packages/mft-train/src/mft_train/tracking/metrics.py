@@ -65,6 +65,12 @@ class MetricsWriter:
         self.display.show(event, values)
 
 
+def is_told(path: Path, event: str, global_step: int) -> bool:
+    """Whether metrics.jsonl has an event of this kind for a step."""
+    told = [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    return any((line["event"], line["global_step"]) == (event, global_step) for line in told)
+
+
 def keep_events(path: Path, global_step: int) -> None:
     """Rewrites metrics.jsonl with the events up to `global_step`; the run's end and a line cut off by a kill go too.
 

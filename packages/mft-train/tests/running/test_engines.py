@@ -212,6 +212,28 @@ def test_settings_of_speed_and_memory_change_no_loss(run, alone, tmp_path, setti
     assert_same_curve(alone("full"), tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_every_engine_computes_in_bfloat16_and_tells_losses_in_full(run, tmp_path):
+    chosen = {
+        "ddp": ENGINES["ddp"],
+        "deepspeed": ENGINES["deepspeed, stage 3"],
+        "fsdp": [*ENGINES["fsdp"], "distributed.mixed_precision=false"],
+        "fsdp, mixed": ENGINES["fsdp"],
+    }
+    curves = {}
+    for name, engine in {"float32": [], **chosen}.items():
+        dtype = "float32" if name == "float32" else "bfloat16"
+        run(2, tmp_path / name, *engine, *METHODS["full"], f"dtype={dtype}", "max_steps=2")
+        curves[name] = [event["loss"] for event in events(tmp_path / name, "train")]
+        for event in events(tmp_path / name, "train"):  # equal weights: the mean over tasks
+            mean = sum(event["task_losses"].values()) / len(event["task_losses"])
+            assert event["loss"] == pytest.approx(mean, rel=1e-6)
+    for name in chosen:
+        tolerance = 2e-3 if name == "fsdp, mixed" else 1e-5
+        assert curves[name] == pytest.approx(curves["ddp"], rel=tolerance)
+        assert max(abs(a - b) for a, b in zip(curves[name], curves["float32"], strict=True)) > 1e-4
+
+
 @pytest.fixture
 def config(write_run):
     return lambda method: write_run(**SETTINGS, method=method)

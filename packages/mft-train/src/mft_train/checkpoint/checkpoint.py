@@ -12,7 +12,7 @@ from mft_train.checkpoint.fingerprint import forgets_balance
 from mft_train.checkpoint.moments import collect_moments, load_moments, write_moments
 from mft_train.checkpoint.random_state import random_state, restore_random_state
 from mft_train.checkpoint.validation_record import ValidationRecord
-from mft_train.checkpoint.weights import collect_weights, write_description, write_index, write_weights
+from mft_train.checkpoint.weights import Origin, collect_weights, write_description, write_index, write_weights
 from mft_train.errors import TrainError, first_line, is_out_of_memory
 from mft_train.rows.row_stream import StreamPosition
 
@@ -48,15 +48,6 @@ def step_dir(run_dir: Path, global_step: int) -> Path:
 def step_name(global_step: int) -> str:
     """The name of the checkpoint after `global_step` optimizer steps."""
     return f"step-{global_step:08d}"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a model was made from, as it travels with its weights."""
-
-    tokenizer_dir: Path
-    dataset_sha256: str  # of the manifest
-    base_fingerprint: str | None  # of the base's tensors
 
 
 def save_model(writer: CheckpointWriter, engine: Engine, model: nn.Module, origin: Origin, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,13 +20,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mft_train.checkpoint.checkpoint import Origin
     from mft_train.engine.start import Engine
 
 BASE_RECORD, BASE_RECORD_VERSION = "base_model.json", "1"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # A file of a full model; a host holds the files that its ranks write, once.
 MAX_FILE_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a model was made from, as it travels with its weights."""
+
+    tokenizer_dir: Path
+    dataset_sha256: str  # of the manifest
+    base_fingerprint: str | None  # of the base's tensors
 
 
 def collect_weights(

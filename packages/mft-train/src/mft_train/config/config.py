@@ -118,6 +118,9 @@ class DistributedConfig(Section):
     reshard_after_forward: bool = Field(
         True, description="fsdp: let go of a layer's weights between forward and backward; false is faster, takes more"
     )
+    mixed_precision: bool = Field(
+        True, description="fsdp: gather weights in the compute type; false gathers float32, and computes as ddp does"
+    )
     stage: Literal[1, 2, 3] = Field(
         2, description="deepspeed: processes share the moments (1), the gradients too (2), the weights too (3)"
     )
@@ -130,11 +133,10 @@ class DistributedConfig(Section):
     @model_validator(mode="after")
     def settings_have_an_effect(self) -> Self:
         """Refuses settings that would silently do nothing."""
-        if self.engine != "fsdp" and not self.reshard_after_forward:
-            raise ValueError(f"reshard_after_forward has no effect with engine {self.engine}")
-        only_deepspeed = ("stage", "offload_optimizer", "offload_parameters", "deepspeed_config")
-        for name in only_deepspeed:
-            if self.engine != "deepspeed" and getattr(self, name) != type(self).model_fields[name].default:
+        owners = dict.fromkeys(("reshard_after_forward", "mixed_precision"), "fsdp")
+        owners |= dict.fromkeys(("stage", "offload_optimizer", "offload_parameters", "deepspeed_config"), "deepspeed")
+        for name, owner in owners.items():
+            if self.engine != owner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with engine {self.engine}")
         if self.offload_parameters and self.stage != 3:
             raise ValueError(f"offload_parameters has no effect with stage {self.stage}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mft_train.engine.plain import PlainEngine, set_rate
+from mft_train.engine.plain import PlainEngine, autocast_forward, set_rate
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -54,9 +54,14 @@ class DeepSpeedEngine(PlainEngine):
         """The model as the step uses it, and its optimizer."""
         import deepspeed
 
+        from mft_train.model.lora_linear import separate_adapters
+
         if self.accelerator.device.type == "cpu":
             # It would compile a kernel for sums between processes, which training does not use.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if self.stage == 3:
+            separate_adapters(model)  # weights are gathered for the module that is called
+        autocast_forward(model, self.accelerator)
         settings = deepspeed_settings(self.config, self.accelerator.num_processes, self.accelerator.device.type)
         engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
         return engine, optimizer

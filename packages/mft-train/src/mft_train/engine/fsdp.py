@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mft_train.engine.plain import PlainEngine
+from mft_train.engine.plain import PlainEngine, autocast_forward
 from mft_train.errors import TrainError
 from mft_train.model.decoder_layers import decoder_layers
 
@@ -28,6 +28,7 @@ class FsdpEngine(PlainEngine):
     """
 
     settings: DistributedConfig
+    dtype: str
 
     @property
     def is_filled(self) -> bool:
@@ -38,17 +39,22 @@ class FsdpEngine(PlainEngine):
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model, sharded in place, and the optimizer of its shards; raises TrainError if it has no layers."""
-        from torch.distributed.fsdp import fully_shard
+        import torch
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         layers = decoder_layers(model)
         if not layers:
             raise TrainError("fsdp finds no decoder layers in this model", fix="set distributed.engine: ddp")
+        policy = MixedPrecisionPolicy()
+        if self.settings.mixed_precision and self.dtype != "float32":
+            policy = MixedPrecisionPolicy(param_dtype=getattr(torch, self.dtype), reduce_dtype=torch.float32)
         shared = set()
         for layer in layers:  # one at a time is whole
             self.fill(layer, shared)
-            fully_shard(layer, reshard_after_forward=self.settings.reshard_after_forward)
+            fully_shard(layer, reshard_after_forward=self.settings.reshard_after_forward, mp_policy=policy)
         self.fill(model, shared)
-        fully_shard(model, reshard_after_forward=False)
+        fully_shard(model, reshard_after_forward=False, mp_policy=policy)
+        autocast_forward(model, self.accelerator)
         return model, build_optimizer(model)
 
     def fill(self, module: nn.Module, filled: set[Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,18 @@ class PlainEngine:
         """A flat moment as the optimizer keeps it beside a parameter."""
         is_each = getattr(value, "shape", None) == (parameter.numel(),)
         return value.view(parameter.shape) if is_each else value
+
+
+def autocast_forward(model: Any, accelerator: Accelerator) -> None:
+    """Lets the model's forward pass compute in the run's type, in place."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with accelerator.autocast():
+            return forward(*args, **kwargs)
+
+    model.forward = wrapped
 
 
 def set_rate(optimizer: Any, learning_rate: float) -> None:

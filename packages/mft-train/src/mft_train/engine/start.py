@@ -30,7 +30,7 @@ def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
     """The engine of the run, its processes joined; raises TrainError if others run than `world` says."""
     accelerator = start_accelerator(world, compute, config.timeout_seconds)
     if config.distributed.engine == "fsdp":
-        return FsdpEngine(accelerator, config.distributed)
+        return FsdpEngine(accelerator, config.distributed, compute.dtype)
     if config.distributed.engine == "deepspeed":
         return DeepSpeedEngine(accelerator, config)
     return PlainEngine(accelerator)

@@ -31,7 +31,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, coeffic
     hidden = hidden.detach()
     parts = chunks(len(labels), len(weight))
     losses = torch.cat([softmax_parts(hidden[part], compute_weight, labels[part])[0] for part in parts])
-    return coefficients.to(losses.dtype) @ losses, losses
+    return weighted_sum(coefficients, losses), losses
 
 
 def chunks(num_positions: int, vocabulary: int) -> Iterator[slice]:
@@ -60,6 +60,11 @@ def softmax_parts(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tenso
     exponentials = logits.sub_(highest).exp_()
     sums = exponentials.sum(-1, keepdim=True)
     return (sums.log() + highest - chosen)[:, 0], exponentials, sums
+
+
+def weighted_sum(coefficients: Tensor, losses: Tensor) -> Tensor:
+    """The sum of coefficient times loss in the losses' type; as a product of vectors autocast would round it."""
+    return (coefficients.to(losses.dtype) * losses).sum()
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:
@@ -102,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_losses = torch.cat(losses)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(token_losses)
-        return coefficients.to(token_losses.dtype) @ token_losses, token_losses
+        return weighted_sum(coefficients, token_losses), token_losses
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

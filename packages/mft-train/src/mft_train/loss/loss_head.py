@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mft_train.loss.linear_cross_entropy import chunks, linear_cross_entropy
+from mft_train.loss.linear_cross_entropy import chunks, linear_cross_entropy, weighted_sum
 from mft_train.rows.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class LossHead:
         if projection is None:
             output = model(**keywords)
             losses.append(token_losses_of(output.logits[0], labels))
-            objective = coefficients.to(losses[0].dtype) @ losses[0]
+            objective = weighted_sum(coefficients, losses[0])
         else:
 
             def weighted(hidden: Tensor) -> Tensor:

@@ -28,6 +28,15 @@ def fuse_adapters(model: nn.Module) -> int:
     return len(layers)
 
 
+def separate_adapters(model: nn.Module) -> None:
+    """Gives the layers that `fuse_adapters` changed peft's own forward back, which calls their parts one by one."""
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if type(module) is Linear:
+            vars(module).pop("forward", None)
+
+
 def is_plain(layer: Any) -> bool:
     """Whether a peft layer is W x + s B A x and nothing else."""
     from torch import nn

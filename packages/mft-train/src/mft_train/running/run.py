@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mft_train.balancing.balance import TaskBalance
-    from mft_train.checkpoint.checkpoint import Origin
     from mft_train.checkpoint.validation_record import ValidationRecord
+    from mft_train.checkpoint.weights import Origin
     from mft_train.checkpoint.writer import CheckpointWriter
     from mft_train.config.config import RunConfig
     from mft_train.engine.start import Engine

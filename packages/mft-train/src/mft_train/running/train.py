@@ -10,7 +10,6 @@ import click
 
 from mft_train.balancing.balance import TaskBalance
 from mft_train.checkpoint.checkpoint import (
-    Origin,
     RunState,
     load_adapter,
     load_checkpoint,
@@ -20,6 +19,7 @@ from mft_train.checkpoint.checkpoint import (
 from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished, retain
 from mft_train.checkpoint.fingerprint import changed_settings, fingerprint
 from mft_train.checkpoint.publish import discard
+from mft_train.checkpoint.weights import Origin
 from mft_train.checkpoint.writer import CheckpointWriter
 from mft_train.config.config_file import write_config
 from mft_train.engine.start import start_engine

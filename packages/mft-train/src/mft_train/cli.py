@@ -20,7 +20,11 @@ def main() -> None:
 @main.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on this machine.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks on each machine.")
+@click.option("--machines", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of the run.")
+@click.option("--machine-rank", type=click.IntRange(min=0), metavar="R", help="Which of them this is, from 0.")
+@click.option("--main-address", metavar="HOST:PORT", help="Where machine 0 listens; the port is free there.")
+@click.option("--print-command", is_flag=True, help="Print the command of each machine instead of running it.")
 @click.option("--resume", is_flag=True, help="Continue from the latest checkpoint in the output directory.")
 @click.option("--overwrite", is_flag=True, help="Delete an earlier run in the output directory first.")
 @click.option(
@@ -29,22 +33,40 @@ def main() -> None:
     help="Go on although the tokenizer is not the model's or, with --resume, data or settings have changed.",
 )
 def launch(
-    config: Path, overrides: tuple[str, ...], processes: int, resume: bool, overwrite: bool, force: bool
+    config: Path,
+    overrides: tuple[str, ...],
+    processes: int,
+    machines: int,
+    machine_rank: int | None,
+    main_address: str | None,
+    print_command: bool,
+    resume: bool,
+    overwrite: bool,
+    force: bool,
 ) -> None:
     """Train as CONFIG (a YAML file) says, and print the path of the final model.
 
     Keys of the file can be set on the command line: `mft-train launch run.yaml max_steps=10 lora.rank=8`.
+
+    On several machines run it on each, with the same --machines and --main-address and its own --machine-rank.
     """
     from mft_train.config.config_file import read_config
-    from mft_train.running.launch import launch as start
+    from mft_train.running.machines import Machines, check_usage, printed_commands
 
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    asked = Machines(processes, machines, machine_rank, main_address)
+    asked = check_usage(asked, os.environ, is_printing=print_command)
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--force"] * force
     settings = read_config(config, overrides)
     arguments = ["launch", str(config), *overrides, *flags]
+    if print_command:
+        click.echo(printed_commands(asked, arguments, os.environ))
+        return
+    from mft_train.running.launch import launch as start
+
     with one_line_errors(), stdout_to_stderr():
-        final = start(settings, arguments, processes, is_resume=resume, is_overwrite=overwrite, is_forced=force)
+        final = start(settings, arguments, asked, is_resume=resume, is_overwrite=overwrite, is_forced=force)
     if os.environ.get("RANK", "0") == "0":
         click.echo(final)
 

@@ -1,4 +1,4 @@
-"""Starting a run: in this process, or in N processes through accelerate's launcher."""
+"""Starting a run: as a rank in this process, or as the processes of this machine through accelerate's launcher."""
 
 from __future__ import annotations
 
@@ -6,35 +6,40 @@ import contextlib
 import logging
 import os
 import re
-import signal
-import socket
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mft_train.engine.network_interface import announce_interface
 from mft_train.engine.world import announce, is_started_rank, read_world
 from mft_train.errors import TrainError
-from mft_train.planning.out_of_memory import advice, memory_advice
+from mft_train.planning.out_of_memory import memory_advice
 from mft_train.rows.shared_memory import remove_stale
-from mft_train.running.run_lock import announce_launcher, follow_launcher
+from mft_train.running.machines import check_started
+from mft_train.running.run_lock import announce_launcher, follow_launcher, has_launcher
+from mft_train.running.start_processes import LOST_PEER, start_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mft_train.config.config import RunConfig
+    from mft_train.engine.world import World
     from mft_train.planning.plan import Plan
+    from mft_train.running.machines import Machines
 
-# Exit codes of a rank that a signal ended, after its checkpoint.
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# What gloo, NCCL and torch's store say of another rank that is late, and of one that is gone.
+LATE = re.compile("timed out waiting|timeout.*collective|collective.*timeout", re.IGNORECASE)
+GONE = re.compile(
+    "connection (closed|reset|refused)|remote process exited|broken pipe|socket closed|failed to recv", re.IGNORECASE
+)
 
 
 def launch(
     config: RunConfig,
     arguments: Sequence[str],
-    num_processes: int,
+    asked: Machines,
     *,
     is_resume: bool,
     is_overwrite: bool,
@@ -42,49 +47,72 @@ def launch(
 ) -> Path:
     """Runs `config` to its end; the path of `final/`.
 
-    A process that a launcher (accelerate, torchrun, SLURM's srun) has started is a rank and trains; otherwise
-    `num_processes` ranks are started that run the same command line, `arguments`.
+    A process that a launcher (accelerate, torchrun, SLURM's srun) has started is a rank and trains, unless it was told
+    which machine it starts the ranks of. Otherwise the ranks of this machine are started, which run the same command
+    line, `arguments`.
     """
-    quiet_libraries()
-    world, is_rank = read_world(os.environ), is_started_rank(os.environ)
-    if is_rank and num_processes not in (1, world.world_size):
-        raise TrainError(f"--processes {num_processes} was asked for, but a launcher has started {world.world_size}")
-    if num_processes == 1 or is_rank:
-        announce(world, os.environ)
-        follow_launcher()
-        from mft_train.engine.start import leaving_group
-        from mft_train.running.train import train
-
-        with memory_advice(config), lost_peers(config.timeout_seconds), leaving_group():
-            return train(config, world, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
+    quiet_libraries(is_starting=asked.machine_rank is not None)
+    if asked.machine_rank is None:
+        world, is_rank = read_world(os.environ), is_started_rank(os.environ)
+        if is_rank:
+            check_started(asked, world)
+        if is_rank or asked.world_size == 1:
+            return run_rank(config, world, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
+    elif "RANK" in os.environ:
+        raise TrainError(
+            "--machine-rank is for a process that starts others, a launcher has started this one as a rank"
+        )
     from mft_train.model.compute import run_device
     from mft_train.running.checks import check_device, check_inputs, check_output
 
     check_device(config, run_device())
-    check_inputs(config, num_processes)
+    check_inputs(config, asked.world_size)
     check_output(Path(config.output), is_resume=is_resume, is_overwrite=is_overwrite)
     announce_launcher()
+    if asked.machine_rank is not None:
+        click.echo(
+            f"machine {asked.machine_rank} of {asked.machines}: {asked.processes} of {asked.world_size} processes, "
+            f"waiting for all machines at {asked.main_address}",
+            err=True,
+        )
     try:
-        start_processes(config, arguments, num_processes)
+        start_processes(config, arguments, asked)
     finally:
         remove_stale()  # of a rank that was killed
     return Path(config.output) / "final"
 
 
+def run_rank(config: RunConfig, world: World, *, is_resume: bool, is_overwrite: bool, is_forced: bool) -> Path:
+    """Trains in this process, one of the world; the path of `final/`."""
+    announce(world, os.environ)
+    announce_interface(world, os.environ)
+    follow_launcher()
+    from mft_train.engine.start import leaving_group
+    from mft_train.running.train import train
+
+    with memory_advice(config), lost_peers(config.timeout_seconds), leaving_group():
+        return train(config, world, is_resume=is_resume, is_overwrite=is_overwrite, is_forced=is_forced)
+
+
 @contextlib.contextmanager
 def lost_peers(timeout_seconds: float) -> Iterator[None]:
-    """Turns what gloo and NCCL raise in a rank when another has ended into one line: the launcher tells the cause."""
+    """Turns what gloo and NCCL raise in a rank when another has ended into one line: its own output tells the cause.
+
+    Under our launcher, which says it once for all ranks of the machine, that is an exit code.
+    """
     try:
         yield
     except RuntimeError as error:
-        if re.search("timed out waiting|timeout.*collective|collective.*timeout", str(error), re.IGNORECASE):
+        if LATE.search(str(error)):
             raise TrainError(
                 f"another rank did not answer within timeout_seconds ({timeout_seconds:g})",
                 fix="look at its output; if it only writes slowly, set more",
             ) from error
-        if not re.search("connection (closed|reset) by peer|remote process exited", str(error), re.IGNORECASE):
+        if not GONE.search(str(error)):
             raise
-        raise TrainError("another rank has ended") from error
+        if has_launcher():
+            raise click.exceptions.Exit(LOST_PEER) from error
+        raise TrainError("another rank has ended", fix="look at its output, then start all with --resume") from error
 
 
 def plan(config: RunConfig, num_processes: int) -> Plan:
@@ -96,55 +124,17 @@ def plan(config: RunConfig, num_processes: int) -> Plan:
     return make_plan(config, check_inputs(config, num_processes), num_processes)
 
 
-def start_processes(config: RunConfig, arguments: Sequence[str], num_processes: int) -> None:
-    """Runs `mft-train` with `arguments` in each of `num_processes` ranks on this machine; raises TrainError."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+def quiet_libraries(*, is_starting: bool = False) -> None:
+    """Keeps messages that a user cannot act on out of the run's output; errors still come through.
 
-    # Every rank prints its own error in one line; the launcher's report would bury it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_processes)))
-    # Seconds that ranks have after a signal to finish their step and write the checkpoint.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    options = [
-        "--multi_gpu",
-        "--num_machines=1",
-        f"--num_processes={num_processes}",
-        f"--main_process_port={free_port()}",
-    ]
-    options += ["--mixed_precision=no", "--dynamo_backend=no"]
-    try:
-        # Without one, the launcher makes a folder for logs and leaves it behind.
-        with tempfile.TemporaryDirectory(prefix="mft-train-") as log_dir:
-            options += [f"--log_dir={log_dir}", "--module", "mft_train"]
-            launch_command(launch_command_parser().parse_args([*options, *arguments]))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode in INTERRUPTED:
-            raise click.exceptions.Exit(failure.exitcode) from error
-        if failure.exitcode == -signal.SIGKILL:
-            # Linux ends a process so, without a word of its own, when memory runs out.
-            what = f"rank {rank} was killed, if by the system for want of memory"
-            raise TrainError(what, fix=advice(config)) from error
-        raise TrainError(f"rank {rank} ended with exit code {failure.exitcode}, its message is above") from error
-    except SignalException as error:
-        # The launcher has passed the signal on and waited for the ranks to write their checkpoint.
-        raise click.exceptions.Exit(128 + error.sigval) from error
-
-
-def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def quiet_libraries() -> None:
-    """Keeps messages that a user cannot act on out of the run's output; errors still come through."""
+    `is_starting` is for a process that waits for other machines.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # What torch's own code logs of machines that do not come together is in the exception too.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL" if is_starting else "ERROR")
+    if has_launcher() and not is_starting:
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # a rank's watchdog of NCCL only logs
     for name in (
         "torch.distributed",
         "torch.distributed.elastic",

@@ -54,6 +54,11 @@ def announce_launcher() -> None:
     os.environ[LAUNCHER] = str(os.getpid())
 
 
+def has_launcher() -> bool:
+    """Whether `mft-train launch` has started this process as a rank."""
+    return LAUNCHER in os.environ
+
+
 def follow_launcher() -> None:
     """Makes the end of the launcher, even by SIGKILL, a SIGTERM to this rank, which leaves a checkpoint.
 

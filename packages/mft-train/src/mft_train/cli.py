@@ -142,8 +142,14 @@ def schema() -> None:
     show_default=True,
     help="The program and version that OLD was for: their defaults differ.",
 )
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the old runs.")
-def import_command(old: Path, new: Path, program: str, processes: int) -> None:
+@click.option("--processes", type=click.IntRange(min=1), help="Ranks of the old runs.  [default: as FILE says, or 1]")
+@click.option(
+    "--accelerate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The config of accelerate that OLD ran with, such as accelerate_ds_config.yaml.",
+)
+def import_command(old: Path, new: Path, program: str, processes: int | None, accelerate: Path | None) -> None:
     """Convert OLD, a JSON training config of MFTCoder, to NEW, and print its path.
 
     Keys that have no counterpart here or changed their meaning are listed on stderr.
@@ -151,7 +157,7 @@ def import_command(old: Path, new: Path, program: str, processes: int) -> None:
     from mft_train.config.import_mftcoder import import_mftcoder
 
     with one_line_errors():
-        notes = import_mftcoder(old, new, program, processes)
+        notes = import_mftcoder(old, new, program, processes, accelerate)
     for key, text in notes:
         click.echo(f"{key}: {text}", err=True)
     click.echo(new)

@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 from mft_train.config.config import RunConfig
 from mft_train.config.config_file import explain, write_new_settings
+from mft_train.config.import_accelerate import import_accelerate
 from mft_train.config.mftcoder_keys import DEFAULTS, GONE, LOSS_MODES, REQUIRED, SAME, SCHEDULES
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mft_train.config.import_accelerate import Launch
 
 # Values that are multiplied and divided here; pydantic checks all others by the keys that they became.
 COUNTS = (
@@ -47,16 +50,34 @@ class Import:
         self.notes.append((key, text))
 
 
-def import_mftcoder(old_path: Path, new_path: Path, program: str, num_processes: int) -> list[tuple[str, str]]:
-    """Writes the new config; the notes, as (old key, text). Raises TrainError, also if `new_path` exists."""
+def import_mftcoder(
+    old_path: Path, new_path: Path, program: str, num_processes: int | None, accelerate_path: Path | None = None
+) -> list[tuple[str, str]]:
+    """Writes the new config; the notes, as (old key, text). Raises TrainError, also if `new_path` exists.
+
+    `num_processes` is that of the old runs; None takes it from accelerate's config, or 1.
+    """
     given = read_json(old_path)
-    job = convert(given, program, num_processes, str(old_path))
+    launch = import_accelerate(accelerate_path) if accelerate_path else None
+    asked = num_processes or (launch.num_processes if launch else None) or 1
+    job = convert(given, program, asked, str(old_path))
+    if launch:
+        add_launch(job, launch)
     try:
         RunConfig.model_validate(job.settings)
     except ValidationError as error:
         raise explain(error, key_places(job.settings, f"the config made from {old_path}"), str(old_path)) from error
     write_new_settings(job.settings, new_path)
     return job.notes
+
+
+def add_launch(job: Import, launch: Launch) -> None:
+    """Adds what accelerate's config says to the settings, in the order of the run's keys."""
+    settings = job.settings | launch.settings
+    job.settings = {name: settings[name] for name in RunConfig.model_fields if name in settings}
+    job.notes += launch.notes
+    if settings["method"] == "qlora" and launch.settings.get("distributed", {}).get("engine") == "fsdp":
+        job.note("peft_type", "qlora does not run with engine fsdp: set method: lora, or distributed.engine: ddp")
 
 
 def key_places(settings: dict[str, Any], where: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:

@@ -93,7 +93,7 @@ GONE: dict[str, str] = {
     "role_markers": "it belongs to the dataset now: mft-data build --role-marker",
     "eos_token": "it belongs to the dataset now: mft-data build --eos-token",
     "pad_token": "rows are never padded",
-    "distributed_type": "runs are data parallel",
+    "distributed_type": "its config file of accelerate says more: import-mftcoder --accelerate FILE",
     "weight_by_num_documents": "use mixture or repeats to say how often a task is drawn",
     "make_vocab_size_divisible_by": NO_EFFECT,
     "model_parallel_size": NO_EFFECT,

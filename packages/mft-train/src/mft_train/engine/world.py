@@ -68,7 +68,8 @@ def read_world(environment: Mapping[str, str]) -> World:
         if environment.get(variable, "false").lower() in ("1", "true", "yes"):
             raise TrainError(
                 f"accelerate asks for {name} ({variable}), which the launcher does not decide here",
-                fix="launch without it: a run's config has `distributed`",
+                fix="launch without --config_file and its settings: the run's config has `distributed`, and "
+                "`mft-train import-mftcoder --accelerate FILE` makes it of them",
             )
     if "RANK" in environment or "LOCAL_RANK" in environment:
         return checked(torchrun_world(environment), environment)

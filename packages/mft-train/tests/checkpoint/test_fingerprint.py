@@ -197,3 +197,15 @@ def test_an_index_names_the_weights_and_a_missing_one_is_an_error(tmp_path, tiny
     (copy / "model.safetensors.index.json").unlink()
     with pytest.raises(TrainError, match="the model has no weights"):
         base_identity(str(copy))
+
+
+def test_other_validation_rows_go_on_by_force_with_a_new_record_of_validations(launch, tmp_path):
+    run = tmp_path / "run" / "checkpoints" / "step-00000002" / "state" / "run.json"
+    first = json.loads(run.read_text())["validation"]
+    assert "validation_rows is 1, the checkpoint was made with None" in refusal(launch, "validation_rows=1")
+    result = launch("--resume", "--force", "validation_rows=1", "max_steps=3")
+    assert result.exit_code == 0, result.stderr
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [event for event in events if event["event"] == "validation"][-1]
+    state = tmp_path / "run" / "checkpoints" / "step-00000003" / "state" / "run.json"
+    assert json.loads(state.read_text())["validation"]["best_loss"] == last["loss"] != first["best_loss"]

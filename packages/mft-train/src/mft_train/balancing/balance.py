@@ -43,6 +43,7 @@ class TaskBalance:
     def __init__(self, config: RunConfig, dataset: DatasetDir, saved: dict[str, Any] | None = None) -> None:
         self.loss = config.loss
         self.run_dir = config.output
+        self.micro_batch_size = config.micro_batch_size
         self.num_tasks = len(dataset.tasks)
         self.tasks = dataset.trained_tasks
         self.probe = None
@@ -81,7 +82,7 @@ class TaskBalance:
         """The loss of every trained task on this step's probe; raises TrainError if one is not finite."""
         draw = 0 if self.loss.balancer in SAME_ROWS else global_step
         rows = probe.rows(draw, accelerator.process_index, accelerator.num_processes)
-        losses = task_losses(accelerator, model, loss_head, rows, self.num_tasks)
+        losses = task_losses(accelerator, model, loss_head, rows, self.num_tasks, self.micro_batch_size)
         spoilt = [task.name for task in self.tasks if not math.isfinite(losses[task.task_id] or 0.0)]
         if spoilt:
             raise TrainError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mft_train.checkpoint.fingerprint import forgets_balance
+from mft_train.checkpoint.fingerprint import forgets_balance, forgets_validations
 from mft_train.checkpoint.moments import collect_moments, load_moments, write_moments
 from mft_train.checkpoint.random_state import random_state, restore_random_state
 from mft_train.checkpoint.validation_record import ValidationRecord
@@ -131,7 +131,7 @@ def load_checkpoint(
         document["global_step"],
         StreamPosition(**document["position"]),
         None if forgets_balance(changed) else document["balance"],
-        ValidationRecord() if "dataset" in changed else ValidationRecord(**document["validation"]),
+        ValidationRecord() if forgets_validations(changed) else ValidationRecord(**document["validation"]),
     )
 
 

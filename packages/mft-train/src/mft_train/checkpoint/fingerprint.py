@@ -50,6 +50,7 @@ PLAIN = (
     "warmup_ratio",
     "max_steps",
     "epochs",
+    "validation_rows",
 )
 # The settings on which others depend.
 CHOICES = ("method", "loss.balancer")
@@ -107,6 +108,11 @@ def difference(name: str, saved: dict[str, Any], current: dict[str, Any]) -> str
     if name in ("model", "dataset"):
         return f"the {name} is another ({current[name]}) than the checkpoint was made with ({saved.get(name)})"
     return f"{name} is {current.get(name)!r}, the checkpoint was made with {saved.get(name)!r}"
+
+
+def forgets_validations(changed: AbstractSet[str]) -> bool:
+    """Whether later validations cannot be compared with earlier ones after these changes."""
+    return not changed.isdisjoint({"dataset", "validation_rows"})
 
 
 def forgets_balance(changed: AbstractSet[str]) -> bool:

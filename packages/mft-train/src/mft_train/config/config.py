@@ -201,6 +201,9 @@ class RunConfig(Section):
     )
     tracker_run_name: str | None = Field(None, description="name of the run there; null: that of the output directory")
     validation_interval: NonNegativeInt = Field(50, description="steps between validations; 0: only first and last")
+    validation_rows: PositiveInt | None = Field(
+        None, description="rows of each task that a validation reads, the same each time; null: all of them"
+    )
     early_stopping_patience: NonNegativeInt = Field(
         0, description="validations in a row without a better loss after which the run ends; 0: never"
     )

@@ -84,7 +84,7 @@ GONE: dict[str, str] = {
     "world_size": "the number of processes comes from --processes or the launcher",
     "quantization": "4 bits are method qlora, which peft_type says; there is no base in 8 bits",
     "tokenizer_type": "the tokenizer is the dataset's",
-    "per_device_eval_batch_size": "validation reads one row at a time",
+    "per_device_eval_batch_size": "validation takes micro_batch_size rows in a forward pass",
     "resume_from_checkpoint": "use mft-train launch --resume, which restores more than the weights",
     "auto_resume": "use mft-train launch --resume",
     "epoch_checkpointing": "checkpoints are taken every checkpoint_interval steps",

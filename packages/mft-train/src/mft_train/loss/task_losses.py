@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from mft_train.rows.packed_batch import pack_rows
@@ -26,12 +27,14 @@ def task_losses(
     loss_head: LossHead,
     rows: Iterable[Row],
     num_tasks: int,
+    micro_batch_size: int,
     is_cut_short: Callable[[], bool] = lambda: False,
 ) -> list[float | None]:
     """Mean token loss in nats of every task over the rows of all ranks; None for a task without supervised tokens.
 
-    Every rank has as many rows. Runs without dropout and draws no random number, so that training is not disturbed.
-    Raises CutShort once `is_cut_short`, which all ranks ask together before each row, says so.
+    `micro_batch_size` rows go through one forward pass. Every rank has as many rows, so that all make as many passes,
+    as ranks that share weights must. Runs without dropout and draws no random number: training is not disturbed. Raises
+    CutShort once `is_cut_short`, which all ranks ask together before each pass, says so.
     """
     import torch
 
@@ -40,13 +43,15 @@ def task_losses(
     bare_model.eval()
     try:
         with torch.no_grad(), accelerator.autocast():
-            for row in rows:
+            remaining = iter(rows)
+            while micro_batch := list(itertools.islice(remaining, micro_batch_size)):
                 if is_cut_short():
                     raise CutShort
-                batch = pack_rows([row]).to(accelerator.device)
+                batch = pack_rows(micro_batch).to(accelerator.device)
                 _, losses, _ = loss_head(bare_model, batch, batch.labels.new_ones(len(batch.labels)))
-                sums[0, row.task_id] += losses.double().sum()
-                sums[1, row.task_id] += batch.labels.numel()
+                tasks = batch.segment_tasks[batch.token_segments]
+                sums[0].index_add_(0, tasks, losses.double())
+                sums[1] += tasks.bincount(minlength=num_tasks)
     finally:
         bare_model.train()
     loss_sums, tokens = accelerator.reduce(sums, reduction="sum").tolist()

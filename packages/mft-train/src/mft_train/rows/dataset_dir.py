@@ -115,21 +115,40 @@ def to_row(sample: dict[str, Any]) -> Row:
     return Row(sample["input_ids"], sample["loss_mask"], sample["segment_lengths"], int(sample["task_id"]), weights)
 
 
-def validation_rows(dataset: DatasetDir, rank: int, world_size: int) -> Iterator[Row]:
+# Keeps the choice of validation rows apart from every other use of a generator.
+SUBSET_STREAM = 0x5B5E7
+
+
+def validation_rows(dataset: DatasetDir, rank: int, world_size: int, most: int | None = None) -> Iterator[Row]:
     """This rank's validation rows: over all ranks every row counts once, and every rank has as many rows.
 
+    Of a task with more than `most` rows a subset counts, the same for every run on this dataset.
     A rank for which none is left at the end has the last row again, without a supervised token.
     """
     from streaming import LocalDataset
 
     streams = [
-        LocalDataset(local=str(dataset.split_dir("validation", task))) for task in dataset.tasks if task.validation_rows
+        (task, LocalDataset(local=str(dataset.split_dir("validation", task))))
+        for task in dataset.tasks
+        if task.validation_rows
     ]
-    places = [(stream, index) for stream in streams for index in range(len(stream))]
+    places = [
+        (stream, index)
+        for task, stream in streams
+        for index in chosen_rows(dataset.manifest_sha256, task.task_id, len(stream), most)
+    ]
     for start in range(0, len(places), world_size):
         stream, index = places[min(start + rank, len(places) - 1)]
         row = to_row(stream[index])
         yield row if start + rank < len(places) else unsupervised(row)
+
+
+def chosen_rows(manifest_sha256: str, task_id: int, available: int, most: int | None) -> list[int]:
+    """Numbers of at most `most` of a task's `available` rows, in order: drawn by what the dataset is, not by a run."""
+    if most is None or available <= most:
+        return list(range(available))
+    generator = np.random.default_rng([SUBSET_STREAM, int(manifest_sha256, 16), task_id])
+    return sorted(generator.permutation(available)[:most].tolist())
 
 
 def unsupervised(row: Row) -> Row:

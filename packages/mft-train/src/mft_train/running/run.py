@@ -147,7 +147,12 @@ class Run:
         """
         accelerator = self.engine.accelerator
         losses = validate(
-            accelerator, self.model, self.loss_head, self.dataset, lambda: bool(interrupts.agreed(accelerator))
+            accelerator,
+            self.model,
+            self.loss_head,
+            self.dataset,
+            self.config,
+            lambda: bool(interrupts.agreed(accelerator)),
         )
         if not losses:
             return record, None

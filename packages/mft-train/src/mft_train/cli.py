@@ -75,16 +75,23 @@ def launch(
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
+@click.option("--gpu-memory", metavar="SIZE", help="Memory of a GPU, such as 80GB: say how many are needed.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON, sizes in bytes.")
-def plan(config: Path, overrides: tuple[str, ...], processes: int, is_json: bool) -> None:
+def plan(config: Path, overrides: tuple[str, ...], processes: int, gpu_memory: str | None, is_json: bool) -> None:
     """Print the size, length and memory of the run that CONFIG describes, without loading weights."""
     from mft_train.config.config_file import read_config
+    from mft_train.planning.memory import parse_bytes
     from mft_train.planning.plan import to_json, to_text
     from mft_train.running.launch import plan as make_plan
 
+    try:
+        gpu_bytes = parse_bytes(gpu_memory) if gpu_memory else None
+    except ValueError as error:
+        raise click.UsageError(f"--gpu-memory {error}") from error
+
     settings = read_config(config, overrides)
     with one_line_errors(), stdout_to_stderr():
-        planned = make_plan(settings, processes)
+        planned = make_plan(settings, processes, gpu_bytes)
     click.echo(to_json(planned) if is_json else to_text(planned))
 
 

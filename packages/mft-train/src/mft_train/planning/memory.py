@@ -24,19 +24,23 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from mft_train.config.config import RunConfig
+    from mft_train.config.config import DistributedConfig, RunConfig
     from mft_train.model.compute import Compute
     from mft_train.rows.dataset_dir import DatasetDir, Task
 
 TRAINED_BYTES = 4  # weights that are trained and their gradients are float32
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DEEPSPEED_BUCKET = 500_000_000  # numbers: `reduce_bucket_size`, where no DeepSpeed file sets another
 # Share of the free memory that a run may be planned to fill: allocators lose some to fragments.
 USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on each device, by what holds them; `logits` and `activations` are estimates for a full micro batch."""
+    """Bytes on each device, by what holds them; `logits` and `activations` are estimates for a full micro batch.
+
+    `host` is what each process keeps in host memory instead, which is not part of the total.
+    """
 
     weights: int
     gradients: int
@@ -44,11 +48,12 @@ class Memory:
     optimizer: int
     logits: int
     activations: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """All of it together."""
-        return sum(asdict(self).values())
+        """All of it together, on the device."""
+        return sum(asdict(self).values()) - self.host
 
 
 def count_trained(model: nn.Module) -> int:
@@ -86,16 +91,57 @@ def estimate_memory(
         frozen_bytes = (frozen - quantized) * compute_bytes
         frozen_bytes += quantized_bytes(quantized, double_quant=config.quantization.double_quant)
     weights, gradients = frozen_bytes + trained * TRAINED_BYTES, trained * TRAINED_BYTES
-    is_shared = config.distributed.engine == "fsdp"
-    shares = num_processes if is_shared else 1
+    distributed = config.distributed
+    shared = shared_by(distributed, num_processes)
+    shares = {
+        "weights": weights // shared["weights"],
+        "gradients": gradients // shared["gradients"],
+        # DeepSpeed updates a copy of its share of the weights.
+        "optimizer": (state_bytes(model, config) + gradients * (distributed.engine == "deepspeed"))
+        // shared["optimizer"],
+    }
+    hosted = [
+        *["optimizer", "gradients"] * distributed.offload_optimizer,
+        *["weights"] * distributed.offload_parameters,
+    ]
+    device = {name: 0 if name in hosted else size for name, size in shares.items()}
     return Memory(
-        weights=weights // shares + (whole_at_a_time(model, compute_bytes) if is_shared else 0),
-        gradients=gradients // shares,
-        gradient_buckets=gradients if num_processes > 1 and not is_shared else 0,
-        optimizer=state_bytes(model, config) // shares,
+        weights=device["weights"] + (whole_at_a_time(model, compute_bytes) if holds_shares(distributed) else 0),
+        gradients=device["gradients"],
+        gradient_buckets=bucket_bytes(model, distributed, num_processes),
+        optimizer=device["optimizer"],
         logits=logits_bytes(model, supervised, compute_bytes),
         activations=(tokens * per_token + copies) * compute_bytes,
+        host=sum(shares[name] for name in hosted),
     )
+
+
+def holds_shares(distributed: DistributedConfig) -> bool:
+    """Whether each process holds a share of the weights alone."""
+    return distributed.engine == "fsdp" or (distributed.engine == "deepspeed" and distributed.stage == 3)
+
+
+def shared_by(distributed: DistributedConfig, num_processes: int) -> dict[str, int]:
+    """How many processes share the weights, the gradients, and the optimizer's state."""
+    stage = {"fsdp": 3, "deepspeed": distributed.stage}.get(distributed.engine, 0)
+    parts = {"optimizer": 1, "gradients": 2, "weights": 3}
+    return {name: num_processes if stage >= least else 1 for name, least in parts.items()}
+
+
+def bucket_bytes(model: nn.Module, distributed: DistributedConfig, num_processes: int) -> int:
+    """Bytes in which gradients are on their way between processes.
+
+    DDP has a second copy of them all, DeepSpeed at most its default of 500 million numbers, FSDP those of two layers.
+    """
+    trained = count_trained(model)
+    if num_processes == 1:
+        return 0
+    if distributed.engine == "deepspeed":
+        return min(trained, DEEPSPEED_BUCKET) * TRAINED_BYTES
+    if distributed.engine == "fsdp":
+        largest = max((count_trained(layer) for layer in decoder_layers(model)), default=0)
+        return 2 * largest * TRAINED_BYTES
+    return trained * TRAINED_BYTES
 
 
 def quantized_weights(model: PreTrainedModel) -> int:
@@ -180,6 +226,14 @@ def free_bytes(device: torch.device, local_processes: int) -> int:
         return torch.cuda.mem_get_info(device)[0]
     (available,) = re.findall(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return int(available) * 1024 // local_processes
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes of a size such as 80GB or 40GiB; raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB)", text)
+    if not found:
+        raise ValueError(f"{text} is not like 80GB or 40GiB")
+    return int(float(found[1]) * (10**9 if found[2] == "GB" else 2**30))
 
 
 def readable(size: int) -> str:

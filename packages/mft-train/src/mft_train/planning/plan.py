@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mft_train.config.config import DistributedConfig
+from mft_train.engine.start import check_engine
+from mft_train.errors import TrainError
 from mft_train.model.compute import run_device, settle_compute
 from mft_train.model.load import empty_model
 from mft_train.optimization.schedule import num_run_steps
 from mft_train.planning.memory import (
+    USABLE_SHARE,
     Memory,
     count_trained,
     estimate_memory,
@@ -23,7 +27,10 @@ from mft_train.planning.memory import (
 from mft_train.rows.mixture import epoch_rows
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from mft_train.config.config import RunConfig
+    from mft_train.model.compute import Compute
     from mft_train.rows.dataset_dir import DatasetDir
 
 
@@ -42,13 +49,65 @@ class Plan:
     supervised_tokens_per_step: int
     gradient_checkpointing: bool
     memory: Memory
+    smallest: dict[str, int | None] | None = None
 
 
-def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int) -> Plan:
-    """The plan of a run on `num_processes` devices of the kind of this machine; raises TrainError."""
+# The ways of spreading a run that are compared for GPUs of a given memory.
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {"engine": "ddp"},
+    "fsdp": {"engine": "fsdp"},
+    **{f"deepspeed stage {stage}": {"engine": "deepspeed", "stage": stage} for stage in (1, 2, 3)},
+    "deepspeed stage 3, offload": {
+        "engine": "deepspeed",
+        "stage": 3,
+        "offload_optimizer": True,
+        "offload_parameters": True,
+    },
+}
+
+
+def smallest_numbers(
+    config: RunConfig, compute: Compute, dataset: DatasetDir, model: PreTrainedModel, gpu_bytes: int
+) -> dict[str, int | None]:
+    """By engine, the smallest number of GPUs of `gpu_bytes` that the run fits on; None if it fits on no number, or
+    does not run there.
+
+    A number has to divide the micro batches of a step.
+    """
+    passes = config.global_batch_size // config.micro_batch_size
+    numbers = [number for number in range(1, passes + 1) if passes % number == 0]
+    found: dict[str, int | None] = {}
+    for name, settings in ENGINES.items():
+        other = config.model_copy(update={"distributed": DistributedConfig(**settings)})
+        fitting = (
+            number
+            for number in numbers
+            if runs(other, number)
+            and estimate_memory(other, compute, dataset, model, number).total <= USABLE_SHARE * gpu_bytes
+        )
+        found[name] = next(fitting, None)
+    return found
+
+
+def runs(config: RunConfig, num_processes: int) -> bool:
+    """Whether the engine runs these settings in so many processes."""
+    try:
+        check_engine(config, num_processes)
+    except TrainError:
+        return False
+    return True
+
+
+def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int, gpu_bytes: int | None = None) -> Plan:
+    """The plan of a run on `num_processes` devices of the kind of this machine; raises TrainError.
+
+    With `gpu_bytes` they are GPUs with so much memory, all of it free.
+    """
     device = run_device()
-    free = free_bytes(device, num_processes)
+    free = gpu_bytes or free_bytes(device, num_processes)
     compute = settle_compute(config, device)
+    if gpu_bytes and config.dtype == "auto":
+        compute = replace(compute, dtype="bfloat16")
     compute = settle_checkpointing(config, compute, dataset, num_processes, free, is_talking=True)
     model = empty_model(config)
     rows = sum(task.train_rows if config.mixture else epoch_rows(task, config) for task in dataset.trained_tasks)
@@ -66,6 +125,7 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int) -> Pla
         supervised_tokens_per_step=round(supervised * config.global_batch_size),
         gradient_checkpointing=compute.gradient_checkpointing,
         memory=estimate_memory(config, compute, dataset, model, num_processes),
+        smallest=smallest_numbers(config, compute, dataset, model, gpu_bytes) if gpu_bytes else None,
     )
 
 
@@ -74,6 +134,8 @@ def to_json(plan: Plan) -> str:
     document = asdict(plan)
     memory = {f"{name}_bytes": value for name, value in document.pop("memory").items()}
     memory["total_bytes"] = plan.memory.total
+    if plan.smallest is None:
+        del document["smallest"]
     return orjson.dumps({**document, "memory": memory}, option=orjson.OPT_INDENT_2).decode()
 
 
@@ -92,9 +154,17 @@ def to_text(plan: Plan) -> str:
         ("tokens per step", f"{plan.tokens_per_step:,}, supervised {plan.supervised_tokens_per_step:,}"),
     ]
     estimates = {"logits", "activations"}
-    for name, value in asdict(plan.memory).items():
+    parts = asdict(plan.memory)
+    host = parts.pop("host")
+    for name, value in parts.items():
         label = f"memory, {name.replace('_', ' ')}"
         lines.append((label, readable(value) + (" (estimate)" if name in estimates else "")))
     lines.append(("memory, total", f"{readable(plan.memory.total)} per process (estimate)"))
+    if host:
+        lines.append(("host memory", f"{readable(host)} per process"))
+    for name, number in (plan.smallest or {}).items():
+        lines.append(
+            (f"GPUs, {name}", "does not fit on any number" if number is None else f"{number} or more (estimate)")
+        )
     width = max(len(label) for label, _ in lines)
     return "\n".join(f"{label:{width}}  {value}" for label, value in lines)

@@ -115,13 +115,13 @@ def lost_peers(timeout_seconds: float) -> Iterator[None]:
         raise TrainError("another rank has ended", fix="look at its output, then start all with --resume") from error
 
 
-def plan(config: RunConfig, num_processes: int) -> Plan:
+def plan(config: RunConfig, num_processes: int, gpu_bytes: int | None = None) -> Plan:
     """The plan of a run, after the checks that it would begin with; raises TrainError."""
     quiet_libraries()
     from mft_train.planning.plan import make_plan
     from mft_train.running.checks import check_inputs
 
-    return make_plan(config, check_inputs(config, num_processes), num_processes)
+    return make_plan(config, check_inputs(config, num_processes), num_processes, gpu_bytes)
 
 
 def quiet_libraries(*, is_starting: bool = False) -> None:

@@ -42,6 +42,8 @@ def options_for(base_model):
         overlong="drop",
         seed=0,
         record_format=None,
+        fields={},
+        limit=None,
         max_rejects=MaxRejects(),
         is_strict=False,
         dedup="none",
@@ -84,7 +86,7 @@ def test_build(benchmark, large, base_model, tmp_path, rates, report):
     options = options_for(base_model)
     out = tmp_path / "dataset"
     run = RunOptions(num_workers=WORKERS, is_overwrite=True)
-    plan = make_plan(all_sources(large, ()), options, tmp_path / "scratch")
+    plan = make_plan(all_sources(large, options), options, tmp_path / "scratch")
     encoder = make_encoder(plan.tokenizer_config, plan.template)
     alone = Tokenizer.from_str(json.dumps(renamed_config(plain_config(plan.tokenizer_config))))
     texts = [

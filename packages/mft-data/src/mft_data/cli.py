@@ -10,6 +10,7 @@ import click
 
 from mft_data.errors import DataError
 from mft_data.option_values import (
+    parse_fields,
     parse_max_rejects,
     parse_part,
     parse_record_format,
@@ -81,6 +82,14 @@ ENCODING_OPTIONS = (
         help="Shape of the records: chat_rounds, messages, text, or the fields of a pair, such as prompt/response; "
         "auto looks at each file's first one.",
     ),
+    click.option(
+        "--field",
+        "fields",
+        metavar="FIELD=NAME",
+        multiple=True,
+        callback=parse_fields,
+        help="Read a field of the records under another name, such as problem=prompt.",
+    ),
 )
 
 
@@ -108,6 +117,12 @@ def main() -> None:
     default=0.02,
     show_default=True,
     help="Fraction of conversations held out.",
+)
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Conversations of a task at most, chosen by what they say.  [default: all]",
 )
 @click.option(
     "--packing",
@@ -181,8 +196,9 @@ def main() -> None:
 def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Build the dataset OUT from task folders.
 
-    SOURCE is a folder (the task takes its name) or NAME=PATH, a folder or a file. Files end in .jsonl, .jsonl.gz or
-    .jsonl.zst. OUT is a folder or a location such as s3://bucket/dataset.
+    SOURCE is a folder (the task takes its name) or NAME=PATH, a folder or a file, or the only one is a tasks file that
+    ends in .yaml. Data files end in .jsonl, .jsonl.gz or .jsonl.zst. OUT is a folder or a location such as
+    s3://bucket/dataset.
     """
     from mft_data.commands.build import RunOptions, build
     from mft_data.dataset.output import output_at
@@ -209,7 +225,7 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
 )
 @click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the dataset at OUT.")
 def join_command(parts: tuple[Path, ...], out: str, max_rejects: Any, is_overwrite: bool) -> None:
-    """Join the parts of a build, made with --part, into the dataset OUT."""
+    """Join the parts of a build, made with --part, into OUT."""
     from mft_data.commands.join import join
     from mft_data.dataset.output import output_at
 
@@ -232,9 +248,10 @@ def join_command(parts: tuple[Path, ...], out: str, max_rejects: Any, is_overwri
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(dataset_dir: Path, task: str | None, row: int | None, split: str, as_json: bool) -> None:
-    """Show what DATASET holds and how long its conversations are, or one of its rows.
+    """Show what DATASET holds, or one of its rows.
 
-    A row's supervised text stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
+    That is the counts of each task and how long its conversations are. A row's supervised text
+    stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
     """
     import orjson
 
@@ -267,9 +284,9 @@ def inspect_command(dataset_dir: Path, task: str | None, row: int | None, split:
     help="Conversations to show.",
 )
 def preview_command(source: str, **options: Any) -> None:
-    """Show the first conversations of SOURCE as they would be encoded, without building.
+    """Show how the first conversations of SOURCE would be encoded.
 
-    SOURCE is a folder or NAME=PATH. Supervised text stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
+    SOURCE is a folder, NAME=PATH, or a tasks file. Supervised text stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
     """
     from mft_data.commands.preview import preview
 
@@ -282,9 +299,9 @@ def preview_command(source: str, **options: Any) -> None:
 @click.argument("dataset_dir", metavar="DATASET", type=click.Path(path_type=Path))
 @click.option("--quick", "is_quick", is_flag=True, help="Compare sizes and counts only, without reading the shards.")
 def verify_command(dataset_dir: Path, is_quick: bool) -> None:
-    """Check that DATASET is whole: that every byte is as it was built, and every row keeps to the format.
+    """Check that DATASET is as it was built, to the last byte.
 
-    Prints an error for each problem, or the path of DATASET.
+    Every row has to keep to the format, too. Prints an error for each problem, or the path of DATASET.
     """
     from mft_data.commands.verify import describe, find_problems, load_manifest
 

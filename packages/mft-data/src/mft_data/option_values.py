@@ -56,6 +56,20 @@ def parse_record_format(_context: click.Context, _parameter: click.Parameter, va
     return None if value == "auto" else value
 
 
+def parse_fields(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Field to the name that it is read under, of `FIELD=NAME` options."""
+    from mft_data.reading.source_settings import check_fields
+
+    fields = dict(value.rpartition("=")[::2] for value in values)
+    if len(fields) < len(values) or "" in fields:
+        raise click.BadParameter("give each field once, as FIELD=NAME")
+    try:
+        check_fields(fields)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return fields
+
+
 def parse_max_rejects(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
     """The MaxRejects of `N` or `P%`, None without."""
     from mft_data.reading.records import MaxRejects

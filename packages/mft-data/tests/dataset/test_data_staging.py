@@ -171,8 +171,8 @@ def test_a_killed_worker_costs_no_finished_work(build, tmp_path, write_task):
                     os.kill(next(iter(self.engine.pool._processes)), signal.SIGKILL)
                 yield result
 
-    def run_and_kill(plan, encoder, all_chunks, some, chunks_dir, engine):
-        return run_chunks(plan, encoder, all_chunks, some, chunks_dir, Unlucky(engine))
+    def run_and_kill(plan, encoder, some, chunks_dir, engine, *found, is_part):
+        return run_chunks(plan, encoder, some, chunks_dir, Unlucky(engine), *found, is_part=is_part)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "run_chunks", run_and_kill)

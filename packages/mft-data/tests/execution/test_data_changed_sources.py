@@ -65,7 +65,7 @@ def check_refused(result, *names):
     """Checks that a command ended with one line that names the file."""
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
-    assert any(words in result.stderr for words in CHANGED)
+    assert any(words in result.stderr for words in CHANGED), result.stderr
     assert all(name in result.stderr for name in names)
 
 

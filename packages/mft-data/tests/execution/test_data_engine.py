@@ -23,7 +23,7 @@ SEQ_LENGTH = 128
 
 def test_a_build_has_many_chunks_here(build, tmp_path, sources):
     files = [SourceFile(path, path.name, path.stat().st_size) for path in sorted((sources / "large").iterdir())]
-    assert len(plan_chunks([Source("large", sources, tuple(files))], SEQ_LENGTH)) > 5
+    assert len(plan_chunks([Source("large", (sources,), tuple(files))], SEQ_LENGTH)) > 5
 
 
 def test_two_workers_build_the_same_tree_as_one(build, tmp_path, plain, helpers):

@@ -49,7 +49,7 @@ def test_chunks_and_parts_cover_every_byte_once(sizes, num_parts):
     sources = [
         Source(
             f"t{task}",
-            Path("x"),
+            (Path("x"),),
             tuple(SourceFile(Path(f"{n}.jsonl"), f"{n}", size) for n, size in enumerate(task_sizes)),
         )
         for task, task_sizes in enumerate(sizes)

@@ -273,15 +273,15 @@ def test_an_unknown_role_names_the_nearest_valid_one():
 
 def test_the_first_recognised_record_decides_for_its_file(write_task):
     good = {"messages": [HUMAN, BOT]}
-    (file,) = find_files(write_task("t", [{"x": 1}, good, b" ", {"chat_rounds": [HUMAN, BOT]}, good]))
-    assert file_format(file.path) == "messages"
+    (file,) = find_files((write_task("t", [{"x": 1}, good, b" ", {"chat_rounds": [HUMAN, BOT]}, good]),))
+    assert file_format(file.path, {}) == "messages"
     with pytest.raises(RecordError) as raised:
         parse_line(orjson.dumps({"chat_rounds": [HUMAN, BOT]}), "messages")
     assert (raised.value.reason, raised.value.fix) == ('field "messages" is missing', 'the record has "chat_rounds"')
 
 
 def test_lines_of_white_space_are_no_records_but_count_as_lines(write_task):
-    (file,) = find_files(write_task("t", [b"", b"  ", b'{"text": "a"}', b"\t\r", b'{"text": "b"}', b" \x0b\x0c"]))
+    (file,) = find_files((write_task("t", [b"", b"  ", b'{"text": "a"}', b"\t\r", b'{"text": "b"}', b" \x0b\x0c"]),))
     assert [(number, parse_line(line, "text").conversation[0].content) for number, line in read_lines(file.path)] == [
         (3, "a"),
         (5, "b"),

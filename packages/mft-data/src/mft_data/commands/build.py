@@ -25,7 +25,7 @@ from mft_data.execution.chunk_store import (
     write_num_pieces,
 )
 from mft_data.execution.engines import started_engine
-from mft_data.execution.find_duplicates import find_duplicates
+from mft_data.execution.find_left_out import find_left_out, left_out_sha256
 from mft_data.execution.plan import all_sources, make_plan, usable_cores
 from mft_data.execution.progress import show_progress
 from mft_data.execution.read_chunk import place_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mft_data.encoding.encoder import Encoder
     from mft_data.execution.chunk_result import ChunkResult
     from mft_data.execution.engines import Engine
-    from mft_data.execution.find_duplicates import Repeats
+    from mft_data.execution.find_left_out import LeftOut
     from mft_data.execution.plan import BuildOptions, Plan
     from mft_data.execution.read_chunk import Work
     from mft_data.reading.chunks import Chunk
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from mft_data.reading.survey import FileSurvey
 
     Surveys = dict[tuple[int, int], FileSurvey]
+    AllLeftOut = dict[tuple[int, int], LeftOut]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,10 @@ class RunOptions:
 
 def build(source_arguments: list[str], out: Output, options: BuildOptions, run: RunOptions) -> dict[str, Any] | None:
     """Builds the dataset `out` and returns its manifest, or builds a part and returns None; raises DataError."""
-    sources = all_sources(source_arguments, options.validation_sources)
+    sources = all_sources(source_arguments, options)
     if run.part:
         check_part(options, out)
-    out.check(run.is_overwrite, [source.path for source in sources])
+    out.check(run.is_overwrite, [path for source in sources for path in source.paths])
     all_chunks = plan_chunks(sources, options.seq_length)
     chunks = part_of(all_chunks, *run.part) if run.part else all_chunks
     num_workers = run.num_workers or usable_cores()
@@ -85,10 +86,15 @@ def build(source_arguments: list[str], out: Output, options: BuildOptions, run: 
         begin(staging, plan.document)
         if not (staging / "tokenizer").is_dir():
             save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")
-        surveys = run_chunks(plan, encoder, all_chunks, chunks, staging / CHUNKS, engine)
+        remove_unfinished(staging / CHUNKS)
+        surveys = survey_sources(plan.work, all_chunks, chunks, engine)
+        left_out = find_left_out(
+            plan.work, encoder, all_pieces(plan.work, chunks_to_scan(plan, all_chunks), {}), engine, plan.dedup
+        )
+        run_chunks(plan, encoder, chunks, staging / CHUNKS, engine, surveys, left_out, is_part=bool(run.part))
         if run.part:
             write_surveys(staging, surveys)
-            content = part_document(run.part, len(all_chunks), plan.max_rejects)
+            content = part_document(run.part, len(all_chunks), plan.max_rejects, left_out)
             publish_part(staging, content, out, run.is_overwrite)
             return None
         folders = stored_chunks(staging / CHUNKS)
@@ -105,9 +111,25 @@ def check_part(options: BuildOptions, out: Output) -> None:
         raise DataError("a part needs a folder", fix="write parts where all machines see them, and join to a store")
 
 
-def part_document(part: tuple[int, int], num_chunks: int, max_rejects: MaxRejects) -> bytes:
+def chunks_to_scan(plan: Plan, all_chunks: list[Chunk]) -> list[Chunk]:
+    """The chunks of a whole build that decide what is left out of it: all, or those of tasks with a limit.
+
+    A part, too, has to see all of them.
+    """
+    if plan.dedup != "none":
+        return all_chunks
+    return [chunk for chunk in all_chunks if plan.work.sources[chunk.task].settings.limit is not None]
+
+
+def part_document(part: tuple[int, int], num_chunks: int, max_rejects: MaxRejects, left_out: AllLeftOut) -> bytes:
     """The file part.json."""
-    content = {"part": part[0], "num_parts": part[1], "num_chunks": num_chunks, "max_rejects": asdict(max_rejects)}
+    content = {
+        "part": part[0],
+        "num_parts": part[1],
+        "num_chunks": num_chunks,
+        "max_rejects": asdict(max_rejects),
+        "left_out_sha256": left_out_sha256(left_out),
+    }
     return orjson.dumps(content)
 
 
@@ -120,18 +142,20 @@ def publish_part(staging: Path, content: bytes, out: Output, is_overwrite: bool)
 
 
 def run_chunks(
-    plan: Plan, encoder: Encoder, all_chunks: list[Chunk], chunks: list[Chunk], chunks_dir: Path, engine: Engine
-) -> Surveys:
-    """Finishes `chunks`, all or some of a build's, and returns what was found in the files that begin in them.
+    plan: Plan,
+    encoder: Encoder,
+    chunks: list[Chunk],
+    chunks_dir: Path,
+    engine: Engine,
+    surveys: Surveys,
+    left_out: AllLeftOut,
+    *,
+    is_part: bool,
+) -> None:
+    """Finishes `chunks`, all or some of a build's; adds to `surveys` what is found in compressed files.
 
     Raises DataError for the first error in the order of the input.
     """
-    remove_unfinished(chunks_dir)
-    surveys = survey_sources(plan.work, all_chunks, chunks, engine)
-    repeats: dict[tuple[int, int], Repeats] = {}
-    if plan.dedup != "none":
-        repeats = find_duplicates(plan.work, encoder, all_pieces(plan.work, chunks, {}), engine, plan.dedup)
-    is_part = len(chunks) < len(all_chunks)
     is_counted = not is_part and not any(chunk.is_streamed for chunk in chunks)
     num_lines = sum(survey.num_lines for survey in surveys.values()) if is_counted else None
     limit = RejectLimit(plan.max_rejects, num_lines)
@@ -141,7 +165,7 @@ def run_chunks(
         for piece in all_pieces(plan.work, chunks, surveys, chunks_dir):
             # Of what was sent, the lines need not be kept.
             sent.append(replace(piece, spans=tuple(replace(span, content=b"") for span in piece.spans)))
-            yield encode_job, piece, repeats.get(piece.key)
+            yield encode_job, piece, left_out.get(piece.key)
 
     num_read = 0
     with (
@@ -155,7 +179,6 @@ def run_chunks(
             advance(piece.num_bytes, result.num_tokens)
     if not is_part:
         limit.check_percent(num_read)
-    return surveys
 
 
 def all_pieces(work: Work, chunks: list[Chunk], surveys: Surveys, chunks_dir: Path | None = None) -> Iterator[Chunk]:
@@ -177,15 +200,15 @@ def first_refusal(work: Work, chunk: Chunk, result: ChunkResult) -> str:
     return f"{refusal.reason}, in {place_of(work, chunk, refusal.span, refusal.line)}" if refusal else ""
 
 
-def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, repeats: Repeats | None) -> ChunkResult:
-    """Finishes one chunk in a worker; raises DataError if `repeats` were found in other lines than it read."""
+def encode_job(state: tuple[Work, Encoder, Path], chunk: Chunk, left_out: LeftOut | None) -> ChunkResult:
+    """Finishes one chunk in a worker; raises DataError if what is `left_out` was found in other lines than it read."""
     work, encoder, chunks_dir = state
     gc.disable()  # a chunk makes many objects and no cycles: collecting costs a twentieth of the time
     try:
-        result = finish_chunk(work, encoder, chunk, repeats.flags if repeats else None, chunks_dir)
+        result = finish_chunk(work, encoder, chunk, left_out.flags if left_out else None, chunks_dir)
     finally:
         gc.enable()
     now = [span.digest for span in result.spans]
-    if repeats and repeats.line_digests != now:
-        raise changed_file(changed_path(work, chunk, repeats.line_digests, now))
+    if left_out and left_out.line_digests != now:
+        raise changed_file(changed_path(work, chunk, left_out.line_digests, now))
     return result

@@ -64,6 +64,9 @@ def read_parts(part_dirs: list[Path]) -> Parts:
                 + ("" if plan == first["plan"] else f" ({plan_difference(plan, first['plan'])} is another)"),
                 fix="build all parts from the same files, with the same options and mft-data",
             )
+        if part["left_out_sha256"] != first["left_out_sha256"]:
+            what = f'"{part_dir}" and "{first["path"]}" found other conversations to be over a limit'
+            raise DataError(what, fix="build all parts from the same files, which stay as they are")
         if part["part"] in by_number:
             raise DataError(f'"{part_dir}" and "{by_number[part["part"]]}" are both part {part["part"]}')
         by_number[part["part"]] = part_dir

@@ -12,9 +12,12 @@ from mft_data.encoding.choose_template import load_tokenizer_and_template
 from mft_data.encoding.encoder import make_encoder, make_tokenizer
 from mft_data.encoding.tokenizer import tokenizer_config
 from mft_data.errors import DataError, RecordError
+from mft_data.execution.plan import check_arguments
 from mft_data.reading.lines import read_lines
 from mft_data.reading.records import file_format, parse_line
+from mft_data.reading.source_settings import SourceSettings
 from mft_data.reading.sources import find_source
+from mft_data.reading.tasks_file import is_tasks_file, read_tasks_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,9 +35,19 @@ def preview(
     eos_token: str | None,
     role_markers: Mapping[str, str],
     record_format: str | None,
+    fields: Mapping[str, str],
 ) -> Iterator[str]:
-    """Yields each of the first conversations under its file and line; raises DataError as a build would."""
-    source = find_source(source_argument)
+    """Yields each of the first conversations under its file and line; raises DataError as a build would.
+
+    Of a tasks file, these are the first of every task.
+    """
+    settings = SourceSettings(record_format=record_format, fields=fields)
+    if is_tasks_file(source_argument):
+        sources = [
+            source for source in read_tasks_file(Path(source_argument), settings) if source.split != "validation"
+        ]
+    else:
+        sources = [find_source(source_argument, settings)]
     with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
         tokenizer, chosen_template = load_tokenizer_and_template(
             tokenizer_dir, template, role_markers, eos_token, Path(folder, "tokenizer")
@@ -42,29 +55,33 @@ def preview(
     config = tokenizer_config(tokenizer)
     encoder = make_encoder(config, chosen_template)
     decoder = make_tokenizer(config)
-    num_shown = 0
-    for where, conversation in islice(read_source(source, record_format), num_conversations):
-        try:
-            batch = encoder.encode_batch([conversation])
-        except RecordError as error:
-            raise DataError(error.reason, where=where, fix=error.fix) from error
-        num_tokens = len(batch.input_ids)
-        heading = f"{where}: {num_tokens} tokens, {batch.loss_mask.sum()} supervised"
-        if num_tokens > seq_length:
-            heading += f", overlong by {num_tokens - seq_length}"
-        yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
-        num_shown += 1
-    if not num_shown:
-        raise DataError(f'source "{source_argument}" has no conversations')
+    for source in sources:
+        num_shown = 0
+        check_arguments(chosen_template, source)
+        render = encoder.renderer(source.settings.template_arguments)
+        for where, conversation in islice(read_source(source), num_conversations):
+            try:
+                batch = encoder.encode_rendered([render(conversation)])
+            except RecordError as error:
+                raise DataError(error.reason, where=where, fix=error.fix) from error
+            num_tokens = len(batch.input_ids)
+            heading = f"{where}: {num_tokens} tokens, {batch.loss_mask.sum()} supervised"
+            if num_tokens > seq_length:
+                heading += f", overlong by {num_tokens - seq_length}"
+            yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
+            num_shown += 1
+        if not num_shown:
+            raise DataError(f'source "{source.paths[0]}" has no conversations')
 
 
-def read_source(source: Source, record_format: str | None) -> Iterator[tuple[str, Conversation]]:
+def read_source(source: Source) -> Iterator[tuple[str, Conversation]]:
     """File with line, and conversation, of each record; raises DataError for one that a build would refuse."""
+    fields = source.settings.fields
     for file in source.files:
-        own_format = record_format or file_format(file.path)
+        own_format = source.settings.record_format or file_format(file.path, fields)
         for line_number, line in read_lines(file.path):
             where = f"{file.path} line {line_number}"
             try:
-                yield where, parse_line(line, own_format).conversation
+                yield where, parse_line(line, own_format, fields).conversation
             except RecordError as error:
                 raise DataError(error.reason, where=where, fix=error.fix) from error

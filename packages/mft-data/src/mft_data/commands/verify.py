@@ -30,7 +30,7 @@ ANEW = "build the dataset anew"
 COPY = "copy it again or build the dataset anew"
 
 COUNTS = ("conversations", "rows", "tokens", "supervised_tokens")
-LEFT_OUT = ("rejected", "duplicates", "overlong_dropped")
+LEFT_OUT = ("rejected", "duplicates", "over_limit", "overlong_dropped")
 SPLIT_FIELDS = dict.fromkeys(COUNTS, int) | {"index_sha256": (str, type(None))}
 MANIFEST_FIELDS = {
     "seq_length": int,

@@ -25,6 +25,10 @@ def is_plan(path: Path) -> bool:
 def plan_difference(first: bytes, second: bytes) -> str:
     """The first thing that differs in the plans of two builds: a file, or an option under its name in the plan."""
     plans = [orjson.loads(first), orjson.loads(second)]
+    for one, other in zip(*(plan["sources"] for plan in plans), strict=False):
+        if one["task"] == other["task"] and one["settings"] != other["settings"]:
+            name = next(key for key, value in one["settings"].items() if other["settings"].get(key) != value)
+            return f'{name} of task "{one["task"]}"'
     for one, other in zip_longest(*(source_entries(plan) for plan in plans)):
         if one != other:
             return f"the file {(one or other)[0]}"

@@ -6,7 +6,7 @@ from mft_data.rows.split import SPLITS
 
 COUNTS = ("conversations", "rows", "tokens", "supervised_tokens")
 # Counted for a task as a whole, before its conversations were split.
-LEFT_OUT = ("rejected", "duplicates", "contaminated", "overlong_dropped", "overlong_truncated")
+LEFT_OUT = ("rejected", "duplicates", "over_limit", "contaminated", "overlong_dropped", "overlong_truncated")
 HEADER = ("task", "split", "conversations", "rows", "tokens", "supervised", "share", "fill", "rejected", "overlong")
 
 
@@ -33,8 +33,10 @@ def split_summaries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_table(manifest: dict[str, Any]) -> str:
     """The summaries as an aligned text table; what was left out stands once per task, duplicates only if there are."""
     summaries = split_summaries(manifest)
-    extra = [name for name in ("duplicates", "contaminated") if any(summary[name] for summary in summaries)]
-    lines = [(*HEADER, *extra)]
+    extra = [
+        name for name in ("duplicates", "over_limit", "contaminated") if any(summary[name] for summary in summaries)
+    ]
+    lines = [(*HEADER, *(name.replace("_", " ") for name in extra))]
     shown: set[str] = set()
     for summary in summaries:
         is_first = summary["task"] not in shown

@@ -68,6 +68,17 @@ class ChatTemplate:
         """The same template, writing `names[text]` for every special token `text` of its own."""
         return replace(self, names=names, pattern=special_pattern(names), tokens_by_shape={})
 
+    def with_arguments(self, arguments: Mapping[str, Any]) -> ChatTemplate:
+        """The same template rendered with these variables, too; raises RecordError if it ends bot turns otherwise."""
+        if not arguments:
+            return self
+        template = replace(self, variables={**self.variables, **arguments}, tokens_by_shape={})
+        stop = stop_token(template)
+        if stop != self.stop:
+            raise RecordError(f'with them the template ends bot turns with "{stop}" instead of "{self.stop}"')
+        template.cut(SAMPLE, [1])
+        return template
+
     def jinja(self) -> str:
         """The chat template itself."""
         return self.source

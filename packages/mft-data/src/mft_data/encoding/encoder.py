@@ -22,7 +22,7 @@ from mft_data.errors import DataError, RecordError
 from mft_data.reading.conversation import Conversation, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tokenizers import Tokenizer
 
@@ -80,6 +80,10 @@ class Encoder:
     def render(self, conversation: Conversation) -> list[Stretch]:
         """The stretches that `encode_rendered` takes; raises RecordError if the template cannot take it."""
         return self.private_template.stretches(conversation)
+
+    def renderer(self, arguments: Mapping[str, Any]) -> Callable[[Conversation], list[Stretch]]:
+        """What renders conversations with these arguments for the template, as `render` does without any."""
+        return self.private_template.with_arguments(arguments).stretches if arguments else self.render
 
     def encode_rendered(self, per_conversation: Sequence[list[Stretch]]) -> EncodedBatch:
         """Ids and masks of one or more rendered conversations; the first token of each is never supervised."""

@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mft_data.encoding.special_tokens import special_pattern
+from mft_data.errors import RecordError
 from mft_data.reading.conversation import Conversation, Turn
 
 MFT_MARKERS = {"system": "<s>system\n", "human": "<s>human\n", "bot": "<s>bot\n"}
@@ -44,6 +45,9 @@ class Template(Protocol):
 
     def renamed(self, names: Mapping[str, str]) -> "Template":
         """The same template, writing `names[text]` for every special token `text` of its own."""
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "Template":
+        """The same template rendered with these variables, too; raises RecordError if it cannot be."""
 
     def jinja(self) -> str:
         """The chat template that renders the very same text from a list of messages."""
@@ -101,6 +105,12 @@ class MftTemplate:
         pattern = special_pattern(names)
         markers = {role: pattern.sub(lambda match: names[match[0]], marker) for role, marker in self.markers.items()}
         return replace(self, markers=markers, eos=names[self.eos])
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "MftTemplate":
+        """The same template, which takes no arguments; raises RecordError if there are any."""
+        if arguments:
+            raise RecordError(f"the template {self.name} takes none", fix="leave them out, or choose a chat template")
+        return self
 
     def jinja(self) -> str:
         """The chat template that renders the very same text from a list of messages."""

@@ -69,7 +69,8 @@ def assemble_dataset(
     for task_id, task in enumerate(plan["settings"]["tasks"]):
         own_sources = {position: source for position, source in enumerate(sources) if source["task"] == task}
         own = [(folder, result) for folder, result in chunks if result.source in own_sources]
-        needs_validation = facts["validation_fraction"] > 0 and len(own_sources) == 1
+        first = next(iter(own_sources.values()))
+        needs_validation = first["settings"]["validation_fraction"] > 0 and first["split"] is None
         streams = assemble_task(dataset_dir, task, facts["columns"], own, needs_validation)
         if not streams.splits["train"].conversations:
             raise DataError(f'task "{task}" has no conversations to train on ({describe(streams.counts)})')
@@ -139,6 +140,7 @@ def task_entry(
             for position, source in sources.items()
             for number, file in enumerate(source["files"])
         ],
+        "settings": next(iter(sources.values()))["settings"],
         "conversations": asdict(streams.counts),
         "unused_fields": dict(sorted(streams.unused_fields.items())),
         "splits": {split: streams.split_entry(split) for split in SPLITS},

@@ -16,6 +16,7 @@ class Counts:
     read: int = 0
     rejected: int = 0
     duplicates: int = 0
+    over_limit: int = 0
     contaminated: int = 0
     overlong_dropped: int = 0
     overlong_truncated: int = 0
@@ -71,6 +72,7 @@ class ChunkResult:
     first_refusal: Refusal | None = None
     unused_fields: dict[str, int] = field(default_factory=dict)
     has_weights: bool = False  # other than 1
+    left_out_digest: str | None = None  # of the numbers that told what to leave out, if there were any
     smallest: Extreme | None = None
     largest: Extreme | None = None
 
@@ -103,6 +105,7 @@ def result_from(document: dict[str, Any]) -> ChunkResult:
         first_refusal=refusal and Refusal(*refusal),
         unused_fields=document["unused_fields"],
         has_weights=document["has_weights"],
+        left_out_digest=document["left_out_digest"],
         smallest=extreme(document["smallest"]),
         largest=extreme(document["largest"]),
     )

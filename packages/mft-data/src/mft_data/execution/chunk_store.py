@@ -6,6 +6,7 @@ been read to its end: how many pieces it has.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -45,22 +46,30 @@ def finished_chunk(folder: Path) -> ChunkResult:
 
 
 def finish_chunk(
-    work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndarray | None, chunks_dir: Path
+    work: Work, encoder: Encoder, chunk: Chunk, left_out: np.ndarray | None, chunks_dir: Path
 ) -> ChunkResult:
     """Encodes a piece of a chunk and puts it in the store, unless it is there already.
 
     Raises DataError or OSError and then leaves nothing; DataError if the piece was finished from other lines than the
-    files hold now.
+    files hold now, or without other conversations than are left out now.
     """
     folder = chunk_dir(chunks_dir, chunk.key)
+    left_out_digest = None if left_out is None else hashlib.sha256(left_out.tobytes()).hexdigest()
     if folder.is_dir():
         finished = finished_chunk(folder)
         check_unchanged(work, chunk, finished)
+        if finished.left_out_digest != left_out_digest:
+            raise DataError(
+                "a file has changed since the unfinished build read it, and with it what is left out of others",
+                where=f'task "{work.sources[chunk.task].task}"',
+                fix="put the old file back, or build anew with --overwrite",
+            )
         return finished
     unfinished = chunks_dir / f"{UNFINISHED}{chunk.index:06}.{chunk.piece:04}-{uuid4().hex}"
     unfinished.mkdir()
     try:
-        result = encode_chunk(work, encoder, chunk, is_dropped, unfinished)
+        result = encode_chunk(work, encoder, chunk, left_out, unfinished)
+        result.left_out_digest = left_out_digest
         (unfinished / RESULT).write_bytes(orjson.dumps(result_document(result)))
         sync_tree(unfinished)
         unfinished.rename(folder)

@@ -31,6 +31,8 @@ BATCH_CHARACTERS = 1 << 22
 # Conversations of so many tokens are packed together at most: a bound on memory where a line is huge.
 WINDOW_TOKENS = 1 << 25
 REJECTS = "rejects.jsonl"
+# Why a conversation is left out before it is looked at any further.
+DUPLICATE, OVER_LIMIT = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,17 @@ class Kept:
     weights: np.ndarray  # (conversations,) float32
 
 
-def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, is_dropped: np.ndarray | None, out: Path) -> ChunkResult:
+def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, left_out: np.ndarray | None, out: Path) -> ChunkResult:
     """Encodes the chunk into the folder `out`; raises DataError.
 
-    `is_dropped` has a boolean per accepted conversation, true for a duplicate of an earlier one.
+    `left_out` has a number per accepted conversation: 0, DUPLICATE or OVER_LIMIT.
     """
     tally = Tally()
     result = ChunkResult(chunk.index, chunk.piece, chunk.task)
     with ChunkFiles(out) as files:
         window = Window(work, chunk, files, result)
-        for batch in batches(read_chunk(work, chunk, tally, encoder.render)):
-            window.add(encode_batch(work, encoder, chunk, batch, is_dropped, result.counts))
+        for batch in batches(read_chunk(work, chunk, tally, encoder)):
+            window.add(encode_batch(work, encoder, chunk, batch, left_out, result.counts))
         window.flush()
     result.counts.read, result.counts.rejected = tally.read, len(tally.refusals)
     result.unused_fields = dict(tally.unused_fields)
@@ -87,13 +89,14 @@ def num_characters_of(record: Record) -> int:
 
 
 def encode_batch(
-    work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record], is_dropped: np.ndarray | None, counts: Counts
+    work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record], left_out: np.ndarray | None, counts: Counts
 ) -> Kept | None:
     """The conversations of a batch that are kept, None if none is; adds to `counts`."""
-    if is_dropped is not None:
-        kept = [record for record in batch if not is_dropped[record.number]]
-        counts.duplicates += len(batch) - len(kept)
-        batch = kept
+    if left_out is not None:
+        flags = left_out[[record.number for record in batch]]
+        counts.duplicates += int((flags == DUPLICATE).sum())
+        counts.over_limit += int((flags == OVER_LIMIT).sum())
+        batch = [record for record, flag in zip(batch, flags.tolist(), strict=True) if not flag]
     if work.problem_ngrams is not None and batch:
         from mft_data.filters.contamination import is_contaminated
 
@@ -105,7 +108,7 @@ def encode_batch(
     if not batch:
         return None
     encoded = encoder.encode_rendered([record.stretches for record in batch])
-    hashes = leading_bits(b"".join(record.digest for record in batch))
+    hashes = leading_bits(b"".join(record.side for record in batch))
     weights = np.array([record.weight for record in batch], np.float32)
     is_overlong = encoded.lengths > work.seq_length
     if is_overlong.any():
@@ -185,7 +188,7 @@ class Window:
         weights = np.concatenate([batch.weights for batch in self.batches])
         self.result.has_weights |= bool((weights != 1).any())
         if source.split is None:
-            is_validation = held_out(hashes, work.validation_fraction)
+            is_validation = held_out(hashes, source.settings.validation_fraction)
         else:
             is_validation = np.full(len(hashes), source.split == "validation")
         # What a window is called depends on its own task alone: another task in the build changes none of its rows.

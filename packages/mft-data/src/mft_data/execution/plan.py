@@ -15,11 +15,13 @@ from mft_data.dataset.dataset_dir import producer
 from mft_data.dataset.mds import mds_columns
 from mft_data.encoding.choose_template import load_tokenizer_and_template
 from mft_data.encoding.tokenizer import tokenizer_config
-from mft_data.errors import DataError
+from mft_data.errors import DataError, RecordError
 from mft_data.execution.read_chunk import Work
 from mft_data.reading.chunks import source_documents
 from mft_data.reading.records import file_format
+from mft_data.reading.source_settings import SourceSettings
 from mft_data.reading.sources import Source, file_sha256, find_sources
+from mft_data.reading.tasks_file import is_tasks_file, read_tasks_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +47,8 @@ class BuildOptions:
     overlong: str
     seed: int
     record_format: str | None
+    fields: Mapping[str, str]
+    limit: int | None
     max_rejects: MaxRejects
     is_strict: bool
     dedup: str
@@ -74,13 +78,15 @@ def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Pl
     tokenizer, template = load_tokenizer_and_template(
         options.tokenizer_dir, options.template, options.role_markers, options.eos_token, scratch
     )
+    for source in sources:
+        check_arguments(template, source)
     config = tokenizer_config(tokenizer)
     max_token_id = max(tokenizer.get_vocab().values())
     work = Work(
         sources=tuple(sources),
         task_ids=tuple(task_names.index(source.task) for source in sources),
         formats={
-            (position, number): options.record_format or file_format(file.path)
+            (position, number): source.settings.record_format or file_format(file.path, source.settings.fields)
             for position, source in enumerate(sources)
             for number, file in enumerate(source.files)
         },
@@ -88,7 +94,6 @@ def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Pl
         overlong=options.overlong,
         packing=options.packing,
         seed=options.seed,
-        validation_fraction=options.validation_fraction,
         is_strict=options.is_strict,
         allows_rejects=options.max_rejects.count != 0,
         problem_ngrams=load_ngrams(options.decontaminate),
@@ -114,7 +119,6 @@ def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Pl
     settings = {
         "producer": producer(),
         "tokenizer_sha256": hashlib.sha256(orjson.dumps(config, option=orjson.OPT_SORT_KEYS)).hexdigest(),
-        "record_format": options.record_format,
         "strict_fields": options.is_strict,
         "tasks": task_names,
     }
@@ -123,10 +127,36 @@ def make_plan(sources: list[Source], options: BuildOptions, scratch: Path) -> Pl
     return Plan(work, tokenizer, config, template, content, options.dedup, options.max_rejects)
 
 
-def all_sources(arguments: list[str], validation_arguments: tuple[str, ...]) -> list[Source]:
-    """The sources to train on, in their order, each followed by its own validation source if it has one."""
-    sources = find_sources(arguments)
-    held_out = {source.task: source for source in find_sources(list(validation_arguments))}
+def check_arguments(template: Template, source: Source) -> None:
+    """Raises DataError unless the template takes the arguments that a task has for it."""
+    try:
+        template.with_arguments(source.settings.template_arguments)
+    except RecordError as error:
+        what = f"template_arguments: {error.reason}"
+        raise DataError(what, where=f'task "{source.task}"', fix=error.fix) from error
+
+
+def all_sources(arguments: list[str], options: BuildOptions) -> list[Source]:
+    """The sources to train on, in their order, each followed by its own validation source if it has one.
+
+    They are those of a tasks file, if that is the only argument; raises DataError.
+    """
+    settings = SourceSettings(
+        record_format=options.record_format,
+        fields=options.fields,
+        limit=options.limit,
+        validation_fraction=options.validation_fraction,
+    )
+    files = [argument for argument in arguments if is_tasks_file(argument)]
+    if files and (len(arguments) > 1 or options.validation_sources):
+        raise DataError(
+            f'the tasks file "{files[0]}" has other sources beside it', fix="name all tasks and validation data in it"
+        )
+    if files:
+        return read_tasks_file(Path(files[0]), settings)
+    sources = find_sources(arguments, settings)
+    held_out_settings = replace(settings, limit=None)
+    held_out = {source.task: source for source in find_sources(list(options.validation_sources), held_out_settings)}
     unknown = sorted(held_out.keys() - {source.task for source in sources})
     if unknown:
         raise DataError(

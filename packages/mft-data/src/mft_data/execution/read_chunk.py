@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from mft_data.errors import DataError, RecordError
 from mft_data.reading.fields import quoted
 from mft_data.reading.lines import SpanLines, lines_before
-from mft_data.reading.records import parse_line
-from mft_data.rows.split import conversation_digest
+from mft_data.reading.records import checked_weight, parse_line
+from mft_data.reading.source_settings import PROMPT_GROUP
+from mft_data.rows.split import conversation_digest, group_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
 
+    from mft_data.encoding.encoder import Encoder
     from mft_data.encoding.template import Stretch
     from mft_data.reading.chunks import Chunk, Span
     from mft_data.reading.conversation import Conversation
@@ -39,7 +41,6 @@ class Work:
     overlong: str  # drop, truncate or error
     packing: str
     seed: int
-    validation_fraction: float
     is_strict: bool  # whether records with unused fields are refused
     allows_rejects: bool  # else the first refused record ends the build
     problem_ngrams: np.ndarray | None  # of the benchmarks that no conversation may repeat
@@ -81,17 +82,19 @@ class Record(NamedTuple):
     line: int  # from 1 at the span's start
     conversation: Conversation
     digest: bytes
+    side: bytes  # equal ones go to the same split; as long as `digest`
     weight: float
     stretches: list[Stretch]  # as the template renders it
 
 
-def read_chunk(
-    work: Work, chunk: Chunk, tally: Tally, render: Callable[[Conversation], list[Stretch]]
-) -> Iterator[Record]:
-    """The accepted records of a chunk in order, rendered by `render`; counts all of them in `tally`.
+def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iterator[Record]:
+    """The accepted records of a chunk in order, rendered; counts all of them in `tally`.
 
     Raises DataError at once for a refused record where none may be.
     """
+    settings = work.sources[chunk.task].settings
+    render = encoder.renderer(settings.template_arguments)
+    group_field = None if settings.validation_group == PROMPT_GROUP else settings.validation_group
     number = -1
     for span_number, span in enumerate(chunk.spans):
         record_format = work.formats[chunk.task, span.file]
@@ -99,7 +102,9 @@ def read_chunk(
         for line_number, line in lines:
             tally.read += 1
             try:
-                conversation, weight, unused_fields = parse_line(line, record_format)
+                parsed = parse_line(line, record_format, settings.fields, group_field)
+                conversation, weight, unused_fields, group = parsed
+                weight = weight if settings.weight == 1 else checked_weight(weight * settings.weight)
                 if unused_fields:
                     tally.add_unused(unused_fields, is_strict=work.is_strict)
                 stretches = render(conversation)
@@ -111,7 +116,12 @@ def read_chunk(
                 continue
             number += 1
             digest = conversation_digest(conversation)
-            yield Record(number, span_number, line_number, conversation, digest, weight, stretches)
+            side = digest
+            if group_field is not None:
+                side = group_digest(group)
+            elif settings.validation_group is not None:
+                side = conversation_digest(conversation[:-1] or conversation)
+            yield Record(number, span_number, line_number, conversation, digest, side, weight, stretches)
         tally.num_lines.append(lines.num_lines)
         tally.digests.append(lines.digest)
 

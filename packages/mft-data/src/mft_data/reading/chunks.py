@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mft_data.errors import DataError
@@ -123,11 +123,12 @@ def file_starts(chunks: list[Chunk]) -> dict[tuple[int, int], list[int]]:
 
 
 def source_documents(sources: list[Source]) -> list[dict[str, Any]]:
-    """What identifies each source: its task, its split and its files, as JSON values."""
+    """What identifies each source: its task, its split, its settings and its files, as JSON values."""
     return [
         {
             "task": source.task,
             "split": source.split,
+            "settings": asdict(source.settings),
             "files": [
                 {"file": file.name, "size_bytes": file.size_bytes, "edges_sha256": edges_sha256(file.path)}
                 for file in source.files

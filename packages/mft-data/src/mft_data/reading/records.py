@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from mft_data.reading.shapes import detect_format, parse_conversation, unused_fi
 
 SAMPLE_LINES = 100
 CONTAINERS = (dict, list)
+NO_FIELDS: Mapping[str, str] = {}
 # Of a record: what float32 holds with room for sums.
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 SPACED_COLON = re.compile(rb'"\s+:')
@@ -70,40 +71,67 @@ class RejectLimit:
             raise DataError(f"{refused}, more than {percent:g} %, the first: {self.first}")
 
 
-def file_format(path: Path) -> str | None:
+def file_format(path: Path, fields: Mapping[str, str]) -> str | None:
     """The shape of the first record that has a clear one, which decides for its whole file; None if none has.
 
     Looks at so many lines only: a file that begins with a hundred strange records is strange.
     """
     for _, line in islice(read_lines(path), SAMPLE_LINES):
         try:
-            return detect_format(parse_json(line))
+            return detect_format(renamed(parse_json(line), fields), fields.values())
         except RecordError:
             continue
     return None
 
 
 class ParsedRecord(NamedTuple):
-    """What a line says, how much it weighs in the loss, and the names of fields that do not matter to either."""
+    """What a line says, how much it weighs in the loss, the names of fields that do not matter to either, its group."""
 
     conversation: Conversation
     weight: float
     unused_fields: list[str]
+    group: Any  # the value of the field that tells on which side it goes
 
 
-def parse_line(line: bytes, record_format: str | None) -> ParsedRecord:
-    """The conversation on a line of a file of this shape; raises RecordError."""
-    record = parse_json(line)
-    record_format = record_format or detect_format(record)
+def parse_line(
+    line: bytes, record_format: str | None, fields: Mapping[str, str] = NO_FIELDS, group_field: str | None = None
+) -> ParsedRecord:
+    """The conversation on a line of a file of this shape, with `fields` read as others; raises RecordError."""
+    given = record = parse_json(line)
+    if fields:
+        record = renamed(record, fields)
+    record_format = record_format or detect_format(record, fields.values())
     conversation = parse_conversation(record, record_format)
-    return ParsedRecord(conversation, record_weight(record), list(unused_fields(record, record_format)))
+    unused = list(unused_fields(record, record_format))
+    group = None
+    if group_field is not None:
+        group = given.get(group_field)
+        if group is None:
+            raise RecordError(f"field {quoted(group_field)}, the validation group, is missing")
+        unused = [name for name in unused if name != group_field]
+    return ParsedRecord(conversation, record_weight(record), unused, group)
+
+
+def renamed(record: Any, fields: Mapping[str, str]) -> Any:
+    """The record with fields under the names that they are read as; raises RecordError.
+
+    What had such a name keeps its value under it in brackets, and so is not used.
+    """
+    if not fields or not isinstance(record, dict):
+        return record
+    targets = {target for field, target in fields.items() if field in record}
+    shadowed = {name: f"({name})" for name in record if name in targets}
+    return {fields.get(name, shadowed.get(name, name)): value for name, value in record.items()}
 
 
 def record_weight(record: dict[str, Any]) -> float:
     """The `weight` of a record, 1 without one; raises RecordError unless it is a positive number."""
     weight = record.get("weight")
-    if weight is None:
-        return 1.0
+    return 1.0 if weight is None else checked_weight(weight)
+
+
+def checked_weight(weight: Any) -> float:
+    """The weight of a record in the loss; raises RecordError unless it is a number that a weight can be."""
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
         raise RecordError(
             f'field "weight" is no number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}', fix="leave out what has no weight"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -44,16 +44,20 @@ def parse_conversation(record: Any, record_format: str) -> Conversation:
     return RECORD_FORMATS[record_format](record)
 
 
-def detect_format(record: Any) -> str:
+def detect_format(record: Any, named: Collection[str] = ()) -> str:
     """The only one of RECORD_FORMATS whose fields a decoded JSON record has; raises RecordError.
 
-    Beside an `instruction`, `input` is part of the question and makes no pair of its own.
+    Beside an `instruction`, `input` is part of the question and makes no pair of its own. Shapes with more of the
+    fields `named` by the user go before others.
     """
     if not isinstance(record, dict):
         raise RecordError(f"the record is {json_type(record)}, not an object")
     fitting = [name for name in RECORD_FORMATS if all(field in record for field in name.split("/"))]
     if "instruction" in record:
         fitting = [name for name in fitting if not name.startswith("input/")]
+    if named:
+        most = max((num_named(name, named) for name in fitting), default=0)
+        fitting = [name for name in fitting if num_named(name, named) == most]
     if not fitting:
         raise RecordError(
             f"no known shape fits: {found_fields(record)}",
@@ -63,6 +67,11 @@ def detect_format(record: Any) -> str:
         shapes = ", ".join(fitting)
         raise RecordError(f"the record has the fields of several shapes ({shapes})", fix="choose one with --format")
     return fitting[0]
+
+
+def num_named(record_format: str, named: Collection[str]) -> int:
+    """How many of the fields that a shape needs are among those named."""
+    return sum(field in named for field in record_format.split("/"))
 
 
 def used_fields(record_format: str) -> set[str]:
@@ -76,6 +85,7 @@ def used_fields(record_format: str) -> set[str]:
 
 
 USED_FIELDS = {name: used_fields(name) | COMMON_FIELDS for name in RECORD_FORMATS}
+KNOWN_FIELDS = sorted(set().union(*USED_FIELDS.values()))
 
 
 def unused_fields(record: dict[str, Any], record_format: str) -> Iterator[str]:

@@ -5,10 +5,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mft_data.errors import DataError
+from mft_data.reading.source_settings import SourceSettings
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,23 +31,24 @@ class Source:
     """A task and where its conversations are; `split` is where all go; None: to either, by what they say."""
 
     task: str
-    path: Path
+    paths: tuple[Path, ...]
     files: tuple[SourceFile, ...]
     split: str | None = None
+    settings: SourceSettings = field(default_factory=SourceSettings)
 
 
-def find_sources(arguments: list[str]) -> list[Source]:
+def find_sources(arguments: list[str], settings: SourceSettings) -> list[Source]:
     """The sources of `DIR` and `NAME=PATH` arguments, in their order; raises DataError."""
-    sources = [find_source(argument) for argument in arguments]
+    sources = [find_source(argument, settings) for argument in arguments]
     counts = Counter(source.task for source in sources)
     for source in sources:
         if counts[source.task] > 1:
-            paths = " and ".join(str(other.path) for other in sources if other.task == source.task)
+            paths = " and ".join(str(other.paths[0]) for other in sources if other.task == source.task)
             raise DataError(f'task "{source.task}" is named twice ({paths})', fix="name one of them: NAME=PATH")
     return sources
 
 
-def find_source(argument: str) -> Source:
+def find_source(argument: str, settings: SourceSettings) -> Source:
     """The source of one argument: a folder, or a folder or file with a name before the first `=`."""
     name, separator, rest = argument.partition("=")
     is_named = bool(separator) and "/" not in name
@@ -56,25 +58,36 @@ def find_source(argument: str) -> Source:
     task = name if is_named else path.resolve().name
     if not path.exists():
         raise DataError(f'source "{path}" does not exist')
-    if len(task) > MAX_NAME_CHARACTERS:
-        raise DataError(
-            f'"{task[:40]}..." has {len(task)} characters, too many for the name of a task', fix="shorten it"
-        )
-    if not path.is_dir() and not is_named:
+    if not path.is_dir() and not is_named and len(task) <= MAX_NAME_CHARACTERS:
         raise DataError(f'source "{path}" is not a folder', fix=f"give a file its task's name: NAME={path}")
+    check_task_name(task, None, f"name it: NAME={path}")
+    return Source(task, (path,), find_files((path,)), None, settings)
+
+
+def check_task_name(task: str, where: str | None, fix: str) -> None:
+    """Raises DataError if a task cannot have this name; `fix` says how to give it another."""
+    if len(task) > MAX_NAME_CHARACTERS:
+        what = f'"{task[:40]}..." has {len(task)} characters, too many for the name of a task'
+        raise DataError(what, where=where, fix="shorten it")
     if not TASK_NAME.fullmatch(task):
-        raise DataError(
-            f'"{task}" cannot name a task (letters, digits, ".", "_", "-"; the first a letter or digit)',
-            fix=f"name it: NAME={path}",
-        )
-    return Source(task, path, find_files(path))
+        what = f'"{task}" cannot name a task (letters, digits, ".", "_", "-"; the first a letter or digit)'
+        raise DataError(what, where=where, fix=fix)
 
 
-def find_files(path: Path) -> tuple[SourceFile, ...]:
-    """The files of a source, by name; hidden ones are left out. Raises DataError if there are none."""
-    folder = path if path.is_dir() else path.parent
-    candidates = walk_files(path) if path.is_dir() else [path]
-    names = sorted(found.relative_to(folder).as_posix() for found in candidates if found.name.endswith(SUFFIXES))
+def find_files(paths: tuple[Path, ...]) -> tuple[SourceFile, ...]:
+    """The files of a source, each once, by their names below the folder around all of them; hidden ones are left out.
+
+    Raises DataError if there are none.
+    """
+    path = ", ".join(map(str, paths))
+    if len(paths) == 1:
+        roots, folder = paths, paths[0] if paths[0].is_dir() else paths[0].parent
+    else:
+        # Absolute, but with links as they are: a linked folder's files are below the link.
+        roots = tuple(Path(os.path.abspath(root)) for root in paths)  # noqa: PTH100
+        folder = Path(os.path.commonpath([root if root.is_dir() else root.parent for root in roots]))
+    candidates = (found for root in roots for found in (walk_files(root) if root.is_dir() else [root]))
+    names = sorted({found.relative_to(folder).as_posix() for found in candidates if found.name.endswith(SUFFIXES)})
     if not names:
         raise DataError(f'source "{path}" has no file that ends in {", ".join(SUFFIXES)}')
     for name in names:

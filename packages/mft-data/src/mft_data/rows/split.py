@@ -1,6 +1,7 @@
 """Which conversations are held out for validation: decided by what they say, not by where they stand."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,6 +16,11 @@ def conversation_digest(conversation: Conversation) -> bytes:
     """128 bits of the roles, contents and supervision of a conversation; the same in every build."""
     rounds = [[turn.role, turn.content, turn.is_supervised] for turn in conversation]
     return hashlib.blake2b(orjson.dumps(rounds), digest_size=DIGEST_BYTES).digest()
+
+
+def group_digest(group: Any) -> bytes:
+    """128 bits of the JSON value that tells which conversations go to the same side."""
+    return hashlib.blake2b(orjson.dumps(group, option=orjson.OPT_SORT_KEYS), digest_size=DIGEST_BYTES).digest()
 
 
 def leading_bits(digests: bytes) -> np.ndarray:

@@ -1,19 +1,22 @@
-"""The pass over the input that finds the conversations of a build that repeat an earlier one."""
+"""The pass over the input that finds which conversations repeat an earlier one, or are more than a task may have."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mft_data.execution.chunk_result import Counts
-from mft_data.execution.encode_chunk import batches, encode_batch
+from mft_data.execution.encode_chunk import DUPLICATE, OVER_LIMIT, batches, encode_batch
 from mft_data.execution.read_chunk import Record, Tally, read_chunk
 from mft_data.filters.duplicates import Duplicates, signatures
+from mft_data.rows.limit import over_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
     from mft_data.encoding.encoder import Encoder
     from mft_data.execution.engines import Engine
@@ -35,33 +38,65 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeats:
-    """Which accepted conversations of a chunk repeat an earlier one, and the lines that say so."""
+class LeftOut:
+    """Which accepted conversations of a chunk are left out (0, DUPLICATE or OVER_LIMIT), and the lines that say so."""
 
-    flags: np.ndarray
+    flags: np.ndarray  # (conversations,) uint8
     line_digests: list[str]
 
 
-def find_duplicates(
+def find_left_out(
     work: Work, encoder: Encoder, pieces: Iterable[Chunk], engine: Engine, mode: str
-) -> dict[tuple[int, int], Repeats]:
-    """The duplicates in each piece of a chunk, in `exact` or `near` mode.
+) -> dict[tuple[int, int], LeftOut]:
+    """What is left out of each piece of a chunk: what is over a limit, then duplicates in `exact` or `near` mode.
 
-    What the build drops for another reason is no duplicate, and nothing is a duplicate of it.
+    A limit is one of different conversations where duplicates are dropped. What the build drops for another reason is
+    no duplicate, and nothing is a duplicate of it.
     """
-    duplicates = Duplicates(mode)
-    keys: list[tuple[int, int]] = []
+    duplicates = None if mode == "none" else Duplicates(mode)
+    sent: list[Chunk] = []
 
     def jobs() -> Iterable[tuple[Any, ...]]:
         for piece in pieces:
-            keys.append(piece.key)
+            sent.append(replace(piece, spans=()))
             yield scan_job, piece, mode == "near"
 
-    found: dict[tuple[int, int], Repeats] = {}
-    for number, scan in enumerate(engine.run((work, encoder), jobs())):
-        flags = duplicates.is_duplicate(scan.digests, scan.signatures, scan.is_left_out)
-        found[keys[number]] = Repeats(flags, scan.line_digests)
+    found: dict[tuple[int, int], LeftOut] = {}
+    scans = enumerate(engine.run((work, encoder), jobs()))
+    # The pieces of a source follow each other.
+    for task, own in groupby(scans, lambda numbered: sent[numbered[0]].task):
+        limit = work.sources[task].settings.limit
+        for number, scan, is_over in with_limit(own, limit, copies_count=duplicates is None):
+            flags = np.where(is_over, np.uint8(OVER_LIMIT), np.uint8(0))
+            if duplicates:
+                is_left_out = is_over if scan.is_left_out is None else is_over | scan.is_left_out
+                flags[duplicates.is_duplicate(scan.digests, scan.signatures, is_left_out)] = DUPLICATE
+            found[sent[number].key] = LeftOut(flags, scan.line_digests)
     return found
+
+
+def with_limit(
+    scans: Iterable[tuple[int, Scan]], limit: int | None, *, copies_count: bool
+) -> Iterator[tuple[int, Scan, np.ndarray]]:
+    """The numbered scans of a source, each with a boolean per conversation: whether it is over the limit."""
+    if limit is None:
+        yield from ((number, scan, np.zeros(len(scan.digests), bool)) for number, scan in scans)
+        return
+    kept = list(scans)
+    flags = over_limit(np.concatenate([scan.digests for _, scan in kept]), limit, copies_count=copies_count)
+    done = 0
+    for number, scan in kept:
+        yield number, scan, flags[done : done + len(scan.digests)]
+        done += len(scan.digests)
+
+
+def left_out_sha256(left_out: Mapping[tuple[int, int], LeftOut]) -> str:
+    """Hex digest of what is left out of a build and of the lines that say so."""
+    digest = hashlib.sha256()
+    for key, piece in sorted(left_out.items()):
+        digest.update(repr((key, piece.line_digests)).encode())
+        digest.update(piece.flags.tobytes())
+    return digest.hexdigest()
 
 
 def scan_job(state: tuple[Work, Encoder], chunk: Chunk, is_near: bool) -> Scan:
@@ -71,7 +106,7 @@ def scan_job(state: tuple[Work, Encoder], chunk: Chunk, is_near: bool) -> Scan:
     digests: list[bytes] = []
     signed: list[np.ndarray] = []
     left_out: list[np.ndarray] = []
-    for batch in batches(read_chunk(work, chunk, tally, encoder.render)):
+    for batch in batches(read_chunk(work, chunk, tally, encoder)):
         digests += [record.digest for record in batch]
         if is_near:
             signed.append(signatures([record.conversation for record in batch]))

@@ -191,3 +191,9 @@ def test_an_empty_folder_may_become_the_dataset(run, write_task, tmp_path):
     run("build", "t", "out", "--tokenizer", "TOKENIZER", exit_code=0)
     mode = stat.S_IMODE((tmp_path / "out").stat().st_mode)
     assert mode == stat.S_IMODE((tmp_path / "t").stat().st_mode)
+
+
+def test_the_help_of_the_group_cuts_no_summary_short(run):
+    summaries = run("--help", exit_code=0).output.split("Commands:\n")[1]
+    assert len(summaries.splitlines()) == len(main.commands)
+    assert "..." not in summaries

@@ -210,6 +210,8 @@ def test_the_saved_tokenizer_keeps_its_settings_and_not_how_it_was_loaded(built,
     config = json.loads((folder / "out" / "tokenizer" / "tokenizer_config.json").read_text())
     assert config["model_max_length"] == families["byte_level"].tokenizer.model_max_length
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # That class of transformers 4 would hand out token_type_ids otherwise.
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
     assert {"is_local", "local_files_only", "name_or_path"}.isdisjoint(config)
     assert AutoTokenizer.from_pretrained(folder / "out" / "tokenizer").get_vocab() == (
         families["byte_level"].tokenizer.get_vocab()

@@ -96,6 +96,8 @@ def clean_config(config_path: Path) -> None:
     # The class that takes tokenizer.json as it is, in transformers 4 and 5. Others rebuild parts of it at every load:
     # a Llama tokenizer with `legacy` then encodes differently from the one that was saved.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Without it that class of transformers 4 hands out token_type_ids, which causal models do not take.
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     # A list under this name is new in transformers 5; both read it under the old one.
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")

@@ -43,6 +43,7 @@ def options_for(base_model):
         seed=0,
         record_format=None,
         fields={},
+        train_on="all",
         limit=None,
         max_rejects=MaxRejects(),
         is_strict=False,

@@ -90,6 +90,13 @@ ENCODING_OPTIONS = (
         callback=parse_fields,
         help="Read a field of the records under another name, such as problem=prompt.",
     ),
+    click.option(
+        "--train-on",
+        type=click.Choice(["all", "last"]),
+        default="all",
+        show_default=True,
+        help="Bot turns to learn: all, or only the last of a conversation.",
+    ),
 )
 
 

@@ -42,7 +42,8 @@ BAD_ROUNDS = [
     ([HUMAN | {"weight": 1}, BOT], 'round 1 is a human turn with "weight"'),
     ([HUMAN, BOT | {"weight": 0.5}], '"weight" of round 2 is neither 0 nor 1'),
     ([HUMAN, BOT | {"weight": 0}], 'every bot turn has "train": false, which leaves nothing to learn'),
-    ([{"role": "tool", "content": "4"}, BOT], 'unknown role "tool" in round 1'),
+    ([{"role": "critic", "content": "4"}, BOT], 'unknown role "critic" in round 1'),
+    ([{"role": "tool", "content": "4"}, BOT], "round 1 is a tool turn where a human turn has to come"),
     ([{"role": "sytem", "content": "s"}], 'unknown role "sytem" in round 1'),
     ([{"role": "", "content": "s"}], 'unknown role "" in round 1'),
     ([{"role": "a\nb", "content": "s"}], "unknown role 'a\\nb' in round 1"),
@@ -268,7 +269,10 @@ def test_a_nul_character_is_text_like_any_other():
 def test_an_unknown_role_names_the_nearest_valid_one():
     with pytest.raises(RecordError) as raised:
         parse_conversation({"chat_rounds": [{"role": "Assitant", "content": "x"}]}, "chat_rounds")
-    assert raised.value.fix == 'write "assistant" (the roles are system, developer, human, user, bot, assistant, gpt)'
+    assert (
+        raised.value.fix
+        == 'write "assistant" (the roles are system, developer, human, user, bot, assistant, gpt, tool)'
+    )
 
 
 def test_the_first_recognised_record_decides_for_its_file(write_task):

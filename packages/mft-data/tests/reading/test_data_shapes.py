@@ -51,7 +51,12 @@ BAD = [
         'the record has a system turn, and a field "system"',
     ),
     (
-        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": "Q"},
+                {"role": "assistant", "content": None, "reasoning_content": "r"},
+            ]
+        },
         'field "content" of round 2 is null, not a string',
     ),
 ]

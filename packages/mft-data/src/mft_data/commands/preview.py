@@ -22,6 +22,7 @@ from mft_data.reading.tasks_file import is_tasks_file, read_tasks_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from mft_data.encoding.template import Template
     from mft_data.reading.conversation import Conversation
     from mft_data.reading.sources import Source
 
@@ -36,12 +37,13 @@ def preview(
     role_markers: Mapping[str, str],
     record_format: str | None,
     fields: Mapping[str, str],
+    train_on: str,
 ) -> Iterator[str]:
     """Yields each of the first conversations under its file and line; raises DataError as a build would.
 
     Of a tasks file, these are the first of every task.
     """
-    settings = SourceSettings(record_format=record_format, fields=fields)
+    settings = SourceSettings(record_format=record_format, fields=fields, train_on=train_on)
     if is_tasks_file(source_argument):
         sources = [
             source for source in read_tasks_file(Path(source_argument), settings) if source.split != "validation"
@@ -59,7 +61,7 @@ def preview(
         num_shown = 0
         check_arguments(chosen_template, source)
         render = encoder.renderer(source.settings.template_arguments)
-        for where, conversation in islice(read_source(source), num_conversations):
+        for where, conversation in islice(read_source(source, chosen_template), num_conversations):
             try:
                 batch = encoder.encode_rendered([render(conversation)])
             except RecordError as error:
@@ -74,14 +76,13 @@ def preview(
             raise DataError(f'source "{source.paths[0]}" has no conversations')
 
 
-def read_source(source: Source) -> Iterator[tuple[str, Conversation]]:
+def read_source(source: Source, template: Template) -> Iterator[tuple[str, Conversation]]:
     """File with line, and conversation, of each record; raises DataError for one that a build would refuse."""
-    fields = source.settings.fields
     for file in source.files:
-        own_format = source.settings.record_format or file_format(file.path, fields)
+        own_format = source.settings.record_format or file_format(file.path, source.settings.fields)
         for line_number, line in read_lines(file.path):
             where = f"{file.path} line {line_number}"
             try:
-                yield where, parse_line(line, own_format, fields).conversation
+                yield where, parse_line(line, own_format, source.settings, template.taken_extras).conversation
             except RecordError as error:
                 raise DataError(error.reason, where=where, fix=error.fix) from error

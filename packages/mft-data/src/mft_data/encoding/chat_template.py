@@ -7,24 +7,29 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from mft_data.encoding.special_tokens import special_pattern
 from mft_data.encoding.template import Stretch
 from mft_data.errors import DataError, RecordError
-from mft_data.reading.conversation import RESERVED_CHARACTER
+from mft_data.reading.conversation import RESERVED_CHARACTER, TOOLS
+from mft_data.reading.extras import EXTRA_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from mft_data.reading.conversation import Conversation
+    from mft_data.reading.conversation import Conversation, Turn
 
 # Stands inside the text of special tokens in contents while a template renders them; a Unicode noncharacter.
 ESCAPE = "\ufdd2"
-CHAT_ROLES = {"system": "system", "human": "user", "bot": "assistant"}
+CHAT_ROLES = {"system": "system", "human": "user", "bot": "assistant", "tool": "tool"}
+# Strings under these keys tell what a thing is, and steer templates.
+KINDS = {"role", "type"}
 GENERATION_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # A conversation that every template can take.
 SAMPLE = [{"role": "user", "content": "Add 1 and 2."}, {"role": "assistant", "content": "The sum is 3."}]
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,12 @@ class ChatTemplate:
     stop: str
     # The special tokens of conversations of one shape, in order; filled as shapes are met.
     tokens_by_shape: dict[tuple[str, ...], list[str]] = field(default_factory=dict, repr=False, compare=False)
+    tools: tuple[dict[str, Any], ...] = ()  # that the model may call in the conversation at hand
+
+    @property
+    def taken_extras(self) -> frozenset[str]:
+        """The EXTRA_FIELDS of records that its source speaks of."""
+        return frozenset(name for name in EXTRA_FIELDS if re.search(rf"\b{name}\b", self.source))
 
     def stretches(self, conversation: Conversation) -> list[Stretch]:
         """Unsupervised and supervised stretches in turn; joined, they are the rendered conversation.
@@ -53,10 +64,15 @@ class ChatTemplate:
         """
         if conversation[0].role == "text":
             return [Stretch(conversation[0].content + self.names[self.eos], is_supervised=True)]
-        messages = [{"role": CHAT_ROLES[turn.role], "content": turn.content} for turn in conversation]
+        if conversation[0].role == TOOLS:
+            return replace(self, tools=tuple(orjson.loads(conversation[0].content))).stretches(conversation[1:])
+        messages = [message_of(turn) for turn in conversation]
         supervised = [position for position, turn in enumerate(conversation) if turn.is_supervised]
-        if any(self.pattern.search(turn.content) for turn in conversation):
-            stretches = self.cut(self.escaped(messages), supervised)
+        self.check_tool_turns(messages)
+        is_plain = not self.tools and not any(turn.extra for turn in conversation)
+        texts = (turn.content for turn in conversation) if is_plain else strings_of([messages, self.tools])
+        if any(map(self.pattern.search, texts)):
+            stretches = self.with_tools(self.escaped).cut(self.escaped(messages), supervised)
             # A template that looks for special tokens in contents, or counts or quotes characters, meets the escapes.
             if "".join(stretch.text for stretch in stretches).replace(ESCAPE, "") != self.render(messages):
                 raise RecordError("the template renders special tokens in a content in a way of its own")
@@ -86,6 +102,19 @@ class ChatTemplate:
     def sha256(self) -> str:
         """Hex digest of the chat template."""
         return hashlib.sha256(self.source.encode()).hexdigest()
+
+    def with_tools(self, change: Callable[[Any], Any]) -> ChatTemplate:
+        """The same template with changed tools."""
+        return replace(self, tools=tuple(change(list(self.tools)))) if self.tools else self
+
+    def check_tool_turns(self, messages: Messages) -> None:
+        """Raises RecordError if the template leaves out what tools say."""
+        for position, message in enumerate(messages):
+            if message["role"] != "tool" or not message["content"].strip():
+                continue
+            other = [*messages[:position], {**message, "content": message["content"] + "?"}]
+            if self.render(other) == self.render(messages[: position + 1]):
+                raise RecordError(f"the template leaves out round {position + 1}, a tool turn")
 
     def cut(self, messages: Messages, supervised: list[int]) -> list[Stretch]:
         """The rendered conversation as stretches; `supervised` are the positions of the bot turns trained on."""
@@ -136,7 +165,8 @@ class ChatTemplate:
             raise RecordError(
                 f"the template renders the rounds up to {position + 1} differently than the whole conversation "
                 f"({first_difference(beginning, text)})",
-                fix="put {% generation %} and {% endgeneration %} around what the model writes, in the template",
+                fix="train on the last turn of each conversation with --train-on last, or put {% generation %} and "
+                "{% endgeneration %} around what the model writes, in the template",
             )
         return len(beginning)
 
@@ -171,7 +201,8 @@ class ChatTemplate:
         """The rendered text and the marked pieces, in a list of one each; raises RecordError if the template raises."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        settings: dict[str, Any] = {"chat_template": self.source, **options, **self.variables}
+        tools = list(self.tools) or None
+        settings: dict[str, Any] = {"chat_template": self.source, "tools": tools, **options, **self.variables}
         try:
             rendered: Any = render_jinja_template([messages], **settings)
         # Whatever the expressions of a template can raise.
@@ -180,11 +211,13 @@ class ChatTemplate:
         return rendered
 
     def escaped(self, messages: Messages) -> Messages:
-        """The messages with an escape after the first character of every special token in a content."""
-        if any(ESCAPE in message["content"] for message in messages):
+        """Messages, or tools, with an escape after the first character of every special token in a string."""
+        if any(ESCAPE in text for text in strings_of(messages)):
             raise RecordError("a content holds a special token and the noncharacter U+FDD2, which is reserved")
+        if any(self.pattern.search(key) for key in keys_of(messages)):
+            raise RecordError("a key in a tool or its use holds a special token")
         beginnings = re.compile(f"(?={self.pattern.pattern})(?s:.)")
-        return [{**message, "content": beginnings.sub(rf"\g<0>{ESCAPE}", message["content"])} for message in messages]
+        return with_strings(messages, lambda text: beginnings.sub(rf"\g<0>{ESCAPE}", text))
 
     def renamed_stretches(self, stretches: list[Stretch], messages: Messages) -> list[Stretch]:
         """The stretches with the names of special tokens; raises RecordError if they are not the template's own."""
@@ -199,12 +232,54 @@ class ChatTemplate:
 
     def own_tokens(self, messages: Messages) -> list[str]:
         """The texts of the special tokens that the template writes around harmless contents of the same turns."""
+        if self.tools or any(message.keys() != {"role", "content"} for message in messages):
+            likeness = with_strings(messages, harmless)
+            return self.pattern.findall(self.with_tools(lambda tools: with_strings(tools, harmless)).render(likeness))
         contents = [harmless(message["content"]) for message in messages]
         shape = tuple(message["role"] + content for message, content in zip(messages, contents, strict=True))
         if shape not in self.tokens_by_shape:
             likeness = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
             self.tokens_by_shape[shape] = self.pattern.findall(self.render(likeness))
         return self.tokens_by_shape[shape]
+
+
+def message_of(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates take it."""
+    message = {"role": CHAT_ROLES[turn.role], "content": turn.content}
+    return message | orjson.loads(turn.extra) if turn.extra else message
+
+
+def with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with its strings changed, all but keys and those that tell what a thing is."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: inner if key in KINDS else with_strings(inner, change) for key, inner in value.items()}
+    return [with_strings(inner, change) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """The strings and the keys in a JSON value, of any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from strings_of(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from strings_of(inner)
+
+
+def keys_of(value: Any) -> Iterator[str]:
+    """The keys, and the strings that tell what a thing is, in a JSON value of any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from strings_of(inner) if key in KINDS else keys_of(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from keys_of(inner)
 
 
 def harmless(content: str) -> str:

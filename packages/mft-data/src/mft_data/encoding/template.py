@@ -36,6 +36,11 @@ class Template(Protocol):
     def stop(self) -> str:
         """The text of the special token that ends every bot turn."""
 
+    @property
+    def taken_extras(self) -> frozenset[str]:
+        """The EXTRA_FIELDS of records that it makes something of."""
+        ...
+
     def stretches(self, conversation: Conversation) -> list[Stretch]:
         """Unsupervised and supervised stretches in turn; joined, they are the rendered conversation.
 
@@ -71,15 +76,26 @@ class MftTemplate:
         """The text of the special token that ends every bot turn: EOS."""
         return self.eos
 
+    @property
+    def taken_extras(self) -> frozenset[str]:
+        """None: it has turns of text only."""
+        return frozenset()
+
     def stretches(self, conversation: Conversation) -> list[Stretch]:
         """Unsupervised and supervised stretches in turn; a supervised one is one bot turn's content up to its EOS.
 
         An unsupervised stretch runs up to and including the marker of the next supervised turn; it begins with the
         newline after EOS. Joined, the stretches are the rendered conversation.
+        Raises RecordError if there is a tool turn.
         """
         stretches: list[Stretch] = []
         unsupervised = ""
-        for turn in conversation:
+        for number, turn in enumerate(conversation, start=1):
+            if turn.role == "tool":
+                raise RecordError(
+                    f"round {number} is a tool turn, which the template {self.name} does not have",
+                    fix="choose a chat template that does, such as --template tokenizer",
+                )
             marker = self.markers.get(turn.role, "")
             content = self.content(turn)
             if turn.is_supervised:

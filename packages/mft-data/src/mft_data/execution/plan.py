@@ -48,6 +48,7 @@ class BuildOptions:
     seed: int
     record_format: str | None
     fields: Mapping[str, str]
+    train_on: str
     limit: int | None
     max_rejects: MaxRejects
     is_strict: bool
@@ -144,6 +145,7 @@ def all_sources(arguments: list[str], options: BuildOptions) -> list[Source]:
     settings = SourceSettings(
         record_format=options.record_format,
         fields=options.fields,
+        train_on=options.train_on,
         limit=options.limit,
         validation_fraction=options.validation_fraction,
     )

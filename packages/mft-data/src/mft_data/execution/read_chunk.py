@@ -10,7 +10,6 @@ from mft_data.errors import DataError, RecordError
 from mft_data.reading.fields import quoted
 from mft_data.reading.lines import SpanLines, lines_before
 from mft_data.reading.records import checked_weight, parse_line
-from mft_data.reading.source_settings import PROMPT_GROUP
 from mft_data.rows.split import conversation_digest, group_digest
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iter
     """
     settings = work.sources[chunk.task].settings
     render = encoder.renderer(settings.template_arguments)
-    group_field = None if settings.validation_group == PROMPT_GROUP else settings.validation_group
+    taken_extras = encoder.template.taken_extras
     number = -1
     for span_number, span in enumerate(chunk.spans):
         record_format = work.formats[chunk.task, span.file]
@@ -102,7 +101,7 @@ def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iter
         for line_number, line in lines:
             tally.read += 1
             try:
-                parsed = parse_line(line, record_format, settings.fields, group_field)
+                parsed = parse_line(line, record_format, settings, taken_extras)
                 conversation, weight, unused_fields, group = parsed
                 weight = weight if settings.weight == 1 else checked_weight(weight * settings.weight)
                 if unused_fields:
@@ -117,7 +116,7 @@ def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iter
             number += 1
             digest = conversation_digest(conversation)
             side = digest
-            if group_field is not None:
+            if group is not None:
                 side = group_digest(group)
             elif settings.validation_group is not None:
                 side = conversation_digest(conversation[:-1] or conversation)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mft_data.errors import DataError, RecordError
-from mft_data.filters.word_windows import next_windows, word_hashes
+from mft_data.filters.word_windows import next_windows, said, word_hashes
 from mft_data.reading.lines import read_lines
 from mft_data.reading.records import parse_json
 
@@ -50,7 +50,7 @@ def problem_ngrams(path: Path) -> np.ndarray:
 
 def is_contaminated(conversations: list[Conversation], ngrams: np.ndarray) -> np.ndarray:
     """A boolean per conversation, true for one that has any of the `ngrams` in the words of its turns."""
-    texts = [split_words("\n".join(turn.content for turn in conversation)) for conversation in conversations]
+    texts = [split_words("\n".join(said(turn) for turn in conversation)) for conversation in conversations]
     ends = np.cumsum([len(words) for words in texts])
     flags = np.zeros(len(texts), bool)
     coarse = np.zeros(1 << int(COARSE_BITS), bool)

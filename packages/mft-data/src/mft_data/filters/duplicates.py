@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mft_data.filters.word_windows import MULTIPLIER, next_windows, word_hashes
+from mft_data.filters.word_windows import MULTIPLIER, next_windows, said, word_hashes
+from mft_data.reading.conversation import TOOLS
 
 if TYPE_CHECKING:
     from mft_data.reading.conversation import Conversation
@@ -59,8 +60,8 @@ def slice_signatures(conversations: list[Conversation]) -> np.ndarray:
 
 def signed_words(conversation: Conversation) -> list[str]:
     """The words of a conversation that a signature is made of."""
-    said = "\n".join(turn.content for turn in conversation if turn.role != "system").lower().split()
-    return said or "\n".join(turn.content for turn in conversation).lower().split()
+    words = "\n".join(said(turn) for turn in conversation if turn.role not in ("system", TOOLS)).lower().split()
+    return words or "\n".join(said(turn) for turn in conversation).lower().split()
 
 
 class Duplicates:

@@ -5,6 +5,8 @@ from itertools import chain
 
 import numpy as np
 
+from mft_data.reading.conversation import Turn
+
 # Odd, with its bits well spread: 2^64 divided by the golden ratio.
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -25,6 +27,11 @@ class KeptHashes(dict[str, int]):
 
 # Most words of a text have been seen before, and a look here is ten times as quick as a hash.
 KEPT_HASHES = KeptHashes()
+
+
+def said(turn: Turn) -> str:
+    """What a turn says, calls of tools and the like with it."""
+    return f"{turn.content}\n{turn.extra}" if turn.extra else turn.content
 
 
 def word_hashes(texts: list[list[str]]) -> np.ndarray:

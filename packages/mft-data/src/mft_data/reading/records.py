@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from mft_data.errors import DataError, RecordError
-from mft_data.reading.conversation import Conversation
+from mft_data.reading.conversation import Conversation, with_last_answer
+from mft_data.reading.extras import kept_extras
 from mft_data.reading.fields import quoted
 from mft_data.reading.lines import read_lines
 from mft_data.reading.shapes import detect_format, parse_conversation, unused_fields
+from mft_data.reading.source_settings import SourceSettings
 
 SAMPLE_LINES = 100
 CONTAINERS = (dict, list)
-NO_FIELDS: Mapping[str, str] = {}
+DEFAULT_SETTINGS = SourceSettings()
 # Of a record: what float32 holds with room for sums.
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 SPACED_COLON = re.compile(rb'"\s+:')
@@ -94,17 +96,25 @@ class ParsedRecord(NamedTuple):
 
 
 def parse_line(
-    line: bytes, record_format: str | None, fields: Mapping[str, str] = NO_FIELDS, group_field: str | None = None
+    line: bytes,
+    record_format: str | None,
+    settings: SourceSettings = DEFAULT_SETTINGS,
+    taken_extras: Collection[str] = (),
 ) -> ParsedRecord:
-    """The conversation on a line of a file of this shape, with `fields` read as others; raises RecordError."""
+    """The conversation on a line of a file of this shape, by the settings of its source; raises RecordError.
+
+    `taken_extras` are the EXTRA_FIELDS that the template makes something of.
+    """
     given = record = parse_json(line)
-    if fields:
-        record = renamed(record, fields)
-    record_format = record_format or detect_format(record, fields.values())
-    conversation = parse_conversation(record, record_format)
-    unused = list(unused_fields(record, record_format))
+    if settings.fields:
+        record = renamed(record, settings.fields)
+    record_format = record_format or detect_format(record, settings.fields.values())
+    conversation = kept_extras(parse_conversation(record, record_format), taken_extras)
+    if settings.train_on == "last":
+        conversation = with_last_answer(conversation)
+    unused = list(unused_fields(record, record_format, taken_extras))
     group = None
-    if group_field is not None:
+    if (group_field := settings.group_field) is not None:
         group = given.get(group_field)
         if group is None:
             raise RecordError(f"field {quoted(group_field)}, the validation group, is missing")

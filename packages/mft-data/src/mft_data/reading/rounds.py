@@ -7,6 +7,7 @@ from typing import Any
 
 from mft_data.errors import RecordError
 from mft_data.reading.conversation import ROLES, Conversation, Turn, check_order, role_fix
+from mft_data.reading.extras import extra_of, tools_turn
 from mft_data.reading.fields import found_fields, json_type, optional_field, quoted, string_field
 
 # The names of a round's role and content; the second are ShareGPT's.
@@ -26,12 +27,12 @@ def parse_rounds(record: dict[str, Any], field: str) -> Conversation:
     if not rounds:
         raise RecordError(f'field "{field}" is empty')
     conversation = tuple(parse_turn(entry, number) for number, entry in enumerate(rounds, start=1))
+    check_order(conversation)
     if system := optional_field(record, "system"):
         if conversation[0].role == "system":
             raise RecordError('the record has a system turn, and a field "system"', fix="leave one out")
         conversation = (Turn("system", system, is_supervised=False), *conversation)
-    check_order(conversation)
-    return conversation
+    return (*tools_turn(record), *conversation)
 
 
 def parse_turn(entry: Any, number: int) -> Turn:
@@ -41,16 +42,19 @@ def parse_turn(entry: Any, number: int) -> Turn:
         raise RecordError(f"{where} is {json_type(entry)}, not an object")
     role_field, content_field = ROUND_FIELDS["from" in entry and "role" not in entry]
     given_role = string_field(entry, role_field, where)
-    content = content_of(entry, content_field, where)
     role = ROLES.get(given_role)
     if role is None:
         raise RecordError(f"unknown role {quoted(given_role)} in {where}", fix=role_fix(given_role))
+    extra = extra_of(entry, role, where)
+    # What calls a tool says nothing beside it, mostly.
+    is_silent = '"tool_calls"' in extra and entry.get(content_field) is None
+    content = "" if is_silent else content_of(entry, content_field, where)
     is_supervised = role == "bot"
     if "train" in entry or "weight" in entry:
         is_supervised = is_trained_on(entry, role, given_role, where)
-    if role == "bot" and not content.strip():
+    if role == "bot" and not content.strip() and '"tool_calls"' not in extra:
         raise RecordError(f"{where} is a bot turn without content")
-    return Turn(role, content, is_supervised)
+    return Turn(role, content, is_supervised, extra)
 
 
 def is_trained_on(entry: dict[str, Any], role: str, given_role: str, where: str) -> bool:

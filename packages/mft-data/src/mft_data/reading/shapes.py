@@ -8,7 +8,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mft_data.errors import RecordError
-from mft_data.reading.conversation import Conversation, Turn
+from mft_data.reading.conversation import ROLES, TOOLS, Conversation, Turn
+from mft_data.reading.extras import FIELDS_BY_ROLE
 from mft_data.reading.fields import filled_field, found_fields, json_type
 from mft_data.reading.pairs import ANSWER_FIELDS, QUESTION_FIELDS, SYSTEM_FIELDS, parse_pair
 from mft_data.reading.rounds import parse_rounds
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ROUNDS_FORMATS = ("chat_rounds", "messages", "conversations")
 # Say which record it is, or how much it weighs, whatever its shape.
 COMMON_FIELDS = {"id", "data_name", "weight"}
-ROUND_FIELDS = {"role", "content", "from", "value", "train", "weight"}
+ROUND_FIELDS = {"role", "content", "from", "value", "train", "weight", "tool_call_id"}
 
 
 def parse_text(record: dict[str, Any]) -> Conversation:
@@ -88,15 +89,29 @@ USED_FIELDS = {name: used_fields(name) | COMMON_FIELDS for name in RECORD_FORMAT
 KNOWN_FIELDS = sorted(set().union(*USED_FIELDS.values()))
 
 
-def unused_fields(record: dict[str, Any], record_format: str) -> Iterator[str]:
-    """The fields of a record, and of its rounds, that have something in them and are not used, each once."""
+def unused_fields(record: dict[str, Any], record_format: str, taken: Collection[str] = ()) -> Iterator[str]:
+    """The fields of a record, and of its rounds, that have something in them and are not used, each once.
+
+    `taken` are the EXTRA_FIELDS that the template makes something of.
+    """
     used = USED_FIELDS[record_format]
-    yield from (name for name, value in record.items() if name not in used and has_something(value))
-    if record_format in ROUNDS_FORMATS:
+    has_rounds = record_format in ROUNDS_FORMATS
+    yield from (
+        name
+        for name, value in record.items()
+        if name not in used and has_something(value) and not (name == TOOLS and has_rounds and TOOLS in taken)
+    )
+    if has_rounds:
         names: dict[str, None] = {}
         for entry in record[record_format]:
             if not entry.keys() <= ROUND_FIELDS:
-                names |= {name: None for name in entry if name not in ROUND_FIELDS and has_something(entry[name])}
+                role = ROLES[entry["from" if "from" in entry and "role" not in entry else "role"]]
+                own = set(FIELDS_BY_ROLE.get(role, ())).intersection(taken)
+                names |= {
+                    name: None
+                    for name in entry
+                    if name not in ROUND_FIELDS and name not in own and has_something(entry[name])
+                }
         yield from (f"{record_format}.{name}" for name in names)
 
 

@@ -23,7 +23,13 @@ class SourceSettings:
     weight: float = 1.0  # multiplies that of every record
     validation_fraction: float = 0.0
     validation_group: str | None = None  # the field whose equals go to the same side, or PROMPT_GROUP
+    train_on: str = "all"  # bot turns: all, or only the last
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def group_field(self) -> str | None:
+        """The field of a record that tells on which side it goes, if there is one."""
+        return None if self.validation_group == PROMPT_GROUP else self.validation_group
 
 
 def check_fields(fields: Mapping[str, str]) -> None:

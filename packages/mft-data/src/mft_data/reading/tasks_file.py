@@ -224,6 +224,13 @@ def parse_group(value: Any) -> str:
     return value
 
 
+def parse_train_on(value: Any) -> str:
+    """Which bot turns are trained on."""
+    if value not in ("all", "last"):
+        raise ValueError("write all or last")
+    return value
+
+
 def parse_arguments(value: Any) -> dict[str, Any]:
     """Names and values for a chat template."""
     if not isinstance(value, dict):
@@ -246,6 +253,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "weight": parse_weight,
     "validation": parse_validation,
     "validation_group": parse_group,
+    "train_on": parse_train_on,
     "template_arguments": parse_arguments,
 }
 SETTINGS = {
@@ -254,5 +262,6 @@ SETTINGS = {
     "limit": "limit",
     "weight": "weight",
     "validation_group": "validation_group",
+    "train_on": "train_on",
     "template_arguments": "template_arguments",
 }

@@ -13,8 +13,13 @@ DIGEST_BYTES = 16
 
 
 def conversation_digest(conversation: Conversation) -> bytes:
-    """128 bits of the roles, contents and supervision of a conversation; the same in every build."""
-    rounds = [[turn.role, turn.content, turn.is_supervised] for turn in conversation]
+    """128 bits of the roles, contents, supervision and extras of a conversation; the same in every build."""
+    rounds = [
+        [turn.role, turn.content, turn.is_supervised, turn.extra]
+        if turn.extra
+        else [turn.role, turn.content, turn.is_supervised]
+        for turn in conversation
+    ]
     return hashlib.blake2b(orjson.dumps(rounds), digest_size=DIGEST_BYTES).digest()
 
 

@@ -85,7 +85,7 @@ def test_records_that_cannot_be(run, write_task):
     write_task("void", [b"", b"  "])
     assert build_error(run, "t", "out") == (
         'Error: unknown role "sytem" in round 1, in t/part.jsonl line 2, '
-        'write "system" (the roles are system, developer, human, user, bot, assistant, gpt)'
+        'write "system" (the roles are system, developer, human, user, bot, assistant, gpt, tool)'
     )
     assert build_error(run, "t", "out", "--max-rejects", "1") == (
         'Error: more than 1 records were refused, the first: unknown role "sytem" in round 1, in t/part.jsonl line 2'

@@ -204,8 +204,8 @@ def build_command(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Build the dataset OUT from task folders.
 
     SOURCE is a folder (the task takes its name) or NAME=PATH, a folder or a file, or the only one is a tasks file that
-    ends in .yaml. Data files end in .jsonl, .jsonl.gz or .jsonl.zst. OUT is a folder or a location such as
-    s3://bucket/dataset.
+    ends in .yaml. Data files end in .jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet or .arrow. OUT is a folder or a
+    location such as s3://bucket/dataset.
     """
     from mft_data.commands.build import RunOptions, build
     from mft_data.dataset.output import output_at

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mft_data.errors import DataError
-from mft_data.reading.lines import is_compressed
+from mft_data.reading.lines import is_streamed_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,9 +86,9 @@ def plan_chunks(sources: list[Source], seq_length: int) -> list[Chunk]:
             spans, filled, num_bytes = [], 0, 0
 
         for position, file in enumerate(source.files):
-            if spans and is_compressed(file.path) != chunk_is_streamed(spans):
+            if spans and is_streamed_file(file.path) != chunk_is_streamed(spans):
                 close()
-            if is_compressed(file.path):
+            if is_streamed_file(file.path):
                 spans.append(Span(position, 0, None))
                 filled += file.size_bytes * COMPRESSION_RATIO
                 num_bytes += file.size_bytes

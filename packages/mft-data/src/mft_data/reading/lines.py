@@ -9,6 +9,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mft_data.errors import DataError
+from mft_data.reading.json_array import array_lines
+from mft_data.reading.tables import is_table, table_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,9 +26,9 @@ def new_digest() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=DIGEST_BYTES)
 
 
-def is_compressed(path: Path) -> bool:
-    """Whether a file has to be decompressed, and so read from its beginning, by its name."""
-    return path.name.endswith((".gz", ".zst"))
+def is_streamed_file(path: Path) -> bool:
+    """Whether a file has to be read from its beginning, since its lines are made of something else, by its name."""
+    return path.name.endswith((".gz", ".zst", ".json")) or is_table(path)
 
 
 class SpanLines:
@@ -95,9 +97,16 @@ def lines_before(path: Path, start: int) -> int:
 
 
 def whole_lines(path: Path, raw: Any) -> Iterator[bytes]:
-    """The lines of an open file, decompressed as its name says; raises DataError."""
+    """The lines of an open file, made of what it holds as its name says; raises DataError.
+
+    A table is read by its name, and not from `raw`.
+    """
     try:
-        if path.name.endswith(".gz"):
+        if is_table(path):
+            yield from table_lines(path)
+        elif path.name.endswith(".json"):
+            yield from array_lines(path, raw)
+        elif path.name.endswith(".gz"):
             yield from gzip.GzipFile(fileobj=raw)
         elif path.name.endswith(".zst"):
             yield from zstd_lines(path, raw)

@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mft_data.errors import DataError
-from mft_data.reading.source_settings import SourceSettings
+import orjson
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+from mft_data.errors import DataError
+from mft_data.reading.json_array import begins_with_array
+from mft_data.reading.source_settings import SourceSettings
+from mft_data.reading.tables import TABLE_SUFFIXES
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", *TABLE_SUFFIXES)
+# What Hugging Face's datasets leave in a folder beside the Arrow files.
+HF_SPLITS, HF_STATE = "dataset_dict.json", "state.json"
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Of a task's name, which becomes that of a folder.
 MAX_NAME_CHARACTERS = 200
@@ -101,7 +107,7 @@ def find_files(paths: tuple[Path, ...]) -> tuple[SourceFile, ...]:
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder that is not hidden, in linked folders, too.
+    """Every file below a folder that is not hidden, in linked folders, too; of .json ones those that are lists.
 
     Raises OSError if a folder cannot be read, and DataError if a link leads back to a folder around it.
     """
@@ -116,7 +122,23 @@ def walk_files(folder: Path) -> Iterator[Path]:
             link = Path(parent, name)
             if link.is_symlink() and link.resolve() in around:
                 raise DataError(f'the link "{link}" leads back to a folder around it', fix="remove it")
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+        if HF_SPLITS in names:
+            splits = ", ".join(sorted(folders))
+            raise DataError(f'"{parent}" holds the splits of a dataset ({splits})', fix="name one: NAME=PATH/SPLIT")
+        tables = table_names(Path(parent, HF_STATE)) if HF_STATE in names else None
+        for name in names:
+            is_other = tables is not None and name.endswith(".arrow") and name not in tables
+            is_no_list = name.endswith(".json") and not begins_with_array(Path(parent, name))
+            if not (name.startswith(".") or is_other or is_no_list):
+                yield Path(parent, name)
+
+
+def table_names(state_path: Path) -> list[str] | None:
+    """The Arrow files of a dataset that was saved to disk, without what else was left there; None if it is not one."""
+    try:
+        return [entry["filename"] for entry in orjson.loads(state_path.read_bytes())["_data_files"]]
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def file_sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Compressed files read once, from one end to the other, and handed on in pieces of whole lines."""
+"""Compressed files and tables read once, from one end to the other, and handed on in pieces of whole lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from mft_data.reading.chunks import Chunk, Span
-from mft_data.reading.lines import whole_lines
+from mft_data.reading.lines import BLOCK_BYTES, whole_lines
 from mft_data.reading.survey import FileSurvey, changed_file
+from mft_data.reading.tables import is_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,11 @@ class HashedFile:
         self.num_bytes += len(content)
         return content
 
+    def drain(self) -> None:
+        """Reads what is left."""
+        while self.read(BLOCK_BYTES):
+            pass
+
 
 @dataclass(slots=True)
 class Streamed:
@@ -49,7 +55,10 @@ class Streamed:
         for span in self.chunk.spans:
             file = self.source.files[span.file]
             with file.path.open("rb") as raw:
+                begun = os.fstat(raw.fileno())
                 hashed = HashedFile(raw)
+                if is_table(file.path):
+                    hashed.drain()  # its rows are read from anywhere in it
                 for gathered in self.gathered(span.file, file, hashed, filled):
                     spans.append(gathered)
                     filled += len(gathered.content or b"")
@@ -57,7 +66,10 @@ class Streamed:
                         yield self.piece(spans, read_bytes + hashed.num_bytes - told_bytes)
                         told_bytes = read_bytes + hashed.num_bytes
                         spans, filled = [], 0
-                if hashed.num_bytes != file.size_bytes or os.fstat(raw.fileno()).st_size != file.size_bytes:
+                hashed.drain()
+                ended = file.path.stat()
+                is_same = (begun.st_ino, begun.st_mtime_ns) == (ended.st_ino, ended.st_mtime_ns)
+                if not is_same or hashed.num_bytes != file.size_bytes or ended.st_size != file.size_bytes:
                     raise changed_file(str(file.path))
             read_bytes += hashed.num_bytes
         if spans or not self.num_pieces:

@@ -22,6 +22,7 @@ from mft_data.encoding.encoder import make_encoder
 from mft_data.encoding.special_tokens import plain_config, renamed_config
 from mft_data.execution.plan import BuildOptions, all_sources, make_plan
 from mft_data.filters.duplicates import NUM_HASHES, Duplicates
+from mft_data.reading.fetched import Fetched
 from mft_data.reading.records import MaxRejects, parse_line
 
 SEQ_LENGTH = 2048
@@ -87,7 +88,7 @@ def test_build(benchmark, large, base_model, tmp_path, rates, report):
     options = options_for(base_model)
     out = tmp_path / "dataset"
     run = RunOptions(num_workers=WORKERS, is_overwrite=True)
-    plan = make_plan(all_sources(large, options), options, tmp_path / "scratch")
+    plan = make_plan(all_sources(large, options, Fetched(())), options, tmp_path / "scratch")
     encoder = make_encoder(plan.tokenizer_config, plan.template)
     alone = Tokenizer.from_str(json.dumps(renamed_config(plain_config(plan.tokenizer_config))))
     texts = [

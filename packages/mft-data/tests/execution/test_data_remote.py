@@ -1,7 +1,10 @@
 """Datasets on object stores, against a real S3 API on loopback."""
 
 import pytest
+from click.testing import CliRunner
 from streaming import LocalDataset
+
+from mft_data.cli import main
 
 
 @pytest.fixture
@@ -20,6 +23,48 @@ def bucket(monkeypatch):
     client.create_bucket(Bucket="bucket")
     yield client
     server.stop()
+
+
+def test_sources_on_s3_and_stdin_give_the_rows_of_files_here(bucket, run, sources, tmp_path, helpers, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    bucket.create_bucket(Bucket="sources")
+    for path in (sources / "large").iterdir():
+        bucket.upload_file(str(path), "sources", f"data/large/{path.name}")
+    bucket.put_object(Bucket="sources", Key="data/large/README.md", Body=b"not data")
+    bucket.put_object(Bucket="sources", Key="data/larger/other.jsonl", Body=b"not asked for")
+    run("build", sources / "large", "here")
+    run("build", "s3://sources/data/large/", "there")
+    assert helpers.tree(tmp_path / "there") == helpers.tree(tmp_path / "here")
+    (tmp_path / "tasks.yaml").write_text("tasks:\n  large: {paths: 's3://sources/data/large'}\n")
+    run("build", "tasks.yaml", "again")
+    assert helpers.tree(tmp_path / "again") == helpers.tree(tmp_path / "here")
+    run("build", f"one={sources / 'large' / 'a.jsonl'}", "one")
+    run("build", "one=s3://sources/data/large/a.jsonl", "other")
+    assert helpers.tree(tmp_path / "one") == helpers.tree(tmp_path / "other")
+    assert (
+        'source "s3://sources/no.jsonl" does not exist'
+        in run("build", "t=s3://sources/no.jsonl", "o", exit_code=1).stderr
+    )
+    assert "has no file that ends in" in run("build", "t=s3://sources/none", "o", exit_code=1).stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_stdin_is_a_source(tmp_path, tokenizer_dir, sources, helpers, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = (sources / "large" / "a.jsonl").read_bytes()
+    (tmp_path / "stdin.jsonl").write_bytes(content)
+    options = ["--tokenizer", str(tokenizer_dir), "--seq-length", "128"]
+    for source, out in (("t=-", "piped"), ("t=stdin.jsonl", "named")):
+        result = CliRunner().invoke(main, ["build", source, out, *options], input=content)
+        assert result.exit_code == 0, result.output
+    assert helpers.tree(tmp_path / "piped") == helpers.tree(tmp_path / "named")
+    result = CliRunner().invoke(main, ["preview", "t=-", "--rows", "1", *options], input=content)
+    assert "stdin.jsonl line 1:" in result.stdout
+    assert "write NAME=-" in CliRunner().invoke(main, ["build", "-", "out", *options], input=content).stderr
+    both = CliRunner().invoke(main, ["build", "t=-", "u=-", "out", *options], input=content)
+    assert "stdin is named twice" in both.stderr
 
 
 def test_a_dataset_on_s3_has_the_bytes_of_a_local_one_and_streams_back(bucket, build, tmp_path, plain, monkeypatch):

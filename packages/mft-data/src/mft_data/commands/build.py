@@ -31,7 +31,9 @@ from mft_data.execution.progress import show_progress
 from mft_data.execution.read_chunk import place_of
 from mft_data.execution.survey_sources import survey_sources, write_surveys
 from mft_data.reading.chunks import chunk_bytes, part_of, plan_chunks
+from mft_data.reading.fetched import Fetched
 from mft_data.reading.records import RejectLimit
+from mft_data.reading.sources import SUFFIXES
 from mft_data.reading.streamed import Streamed
 from mft_data.reading.survey import changed_file
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from mft_data.execution.read_chunk import Work
     from mft_data.reading.chunks import Chunk
     from mft_data.reading.records import MaxRejects
+    from mft_data.reading.sources import Source
     from mft_data.reading.survey import FileSurvey
 
     Surveys = dict[tuple[int, int], FileSurvey]
@@ -67,7 +70,12 @@ class RunOptions:
 
 def build(source_arguments: list[str], out: Output, options: BuildOptions, run: RunOptions) -> dict[str, Any] | None:
     """Builds the dataset `out` and returns its manifest, or builds a part and returns None; raises DataError."""
-    sources = all_sources(source_arguments, options)
+    with Fetched(SUFFIXES) as fetched:
+        return build_from(all_sources(source_arguments, options, fetched), out, options, run)
+
+
+def build_from(sources: list[Source], out: Output, options: BuildOptions, run: RunOptions) -> dict[str, Any] | None:
+    """Builds a dataset, or a part of it, from sources that are found; see `build`."""
     if run.part:
         check_part(options, out)
     out.check(run.is_overwrite, [path for source in sources for path in source.paths])

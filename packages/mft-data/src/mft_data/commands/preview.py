@@ -13,14 +13,17 @@ from mft_data.encoding.encoder import make_encoder, make_tokenizer
 from mft_data.encoding.tokenizer import tokenizer_config
 from mft_data.errors import DataError, RecordError
 from mft_data.execution.plan import check_arguments
+from mft_data.reading.fetched import Fetched
 from mft_data.reading.lines import read_lines
 from mft_data.reading.records import file_format, parse_line
 from mft_data.reading.source_settings import SourceSettings
-from mft_data.reading.sources import find_source
+from mft_data.reading.sources import SUFFIXES, find_source
 from mft_data.reading.tasks_file import is_tasks_file, read_tasks_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from transformers import PreTrainedTokenizerBase
 
     from mft_data.encoding.template import Template
     from mft_data.reading.conversation import Conversation
@@ -44,36 +47,43 @@ def preview(
     Of a tasks file, these are the first of every task.
     """
     settings = SourceSettings(record_format=record_format, fields=fields, train_on=train_on)
-    if is_tasks_file(source_argument):
-        sources = [
-            source for source in read_tasks_file(Path(source_argument), settings) if source.split != "validation"
-        ]
-    else:
-        sources = [find_source(source_argument, settings)]
     with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
         tokenizer, chosen_template = load_tokenizer_and_template(
             tokenizer_dir, template, role_markers, eos_token, Path(folder, "tokenizer")
         )
+    with Fetched(SUFFIXES) as fetched:
+        if is_tasks_file(source_argument):
+            sources = read_tasks_file(Path(source_argument), settings, fetched)
+        else:
+            sources = [find_source(source_argument, settings, fetched)]
+        for source in sources:
+            if source.split != "validation":
+                yield from preview_source(source, num_conversations, tokenizer, chosen_template, seq_length)
+
+
+def preview_source(
+    source: Source, num_conversations: int, tokenizer: PreTrainedTokenizerBase, template: Template, seq_length: int
+) -> Iterator[str]:
+    """Yields each of the first conversations of one source; raises DataError."""
+    check_arguments(template, source)
     config = tokenizer_config(tokenizer)
-    encoder = make_encoder(config, chosen_template)
+    encoder = make_encoder(config, template)
     decoder = make_tokenizer(config)
-    for source in sources:
-        num_shown = 0
-        check_arguments(chosen_template, source)
-        render = encoder.renderer(source.settings.template_arguments)
-        for where, conversation in islice(read_source(source, chosen_template), num_conversations):
-            try:
-                batch = encoder.encode_rendered([render(conversation)])
-            except RecordError as error:
-                raise DataError(error.reason, where=where, fix=error.fix) from error
-            num_tokens = len(batch.input_ids)
-            heading = f"{where}: {num_tokens} tokens, {batch.loss_mask.sum()} supervised"
-            if num_tokens > seq_length:
-                heading += f", overlong by {num_tokens - seq_length}"
-            yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
-            num_shown += 1
-        if not num_shown:
-            raise DataError(f'source "{source.paths[0]}" has no conversations')
+    render = encoder.renderer(source.settings.template_arguments)
+    num_shown = 0
+    for where, conversation in islice(read_source(source, template), num_conversations):
+        try:
+            batch = encoder.encode_rendered([render(conversation)])
+        except RecordError as error:
+            raise DataError(error.reason, where=where, fix=error.fix) from error
+        num_tokens = len(batch.input_ids)
+        heading = f"{where}: {num_tokens} tokens, {batch.loss_mask.sum()} supervised"
+        if num_tokens > seq_length:
+            heading += f", overlong by {num_tokens - seq_length}"
+        yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
+        num_shown += 1
+    if not num_shown:
+        raise DataError(f'source "{source.paths[0]}" has no conversations')
 
 
 def read_source(source: Source, template: Template) -> Iterator[tuple[str, Conversation]]:

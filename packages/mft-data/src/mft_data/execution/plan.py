@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mft_data.encoding.template import Template
+    from mft_data.reading.fetched import Fetched
     from mft_data.reading.records import MaxRejects
 
 
@@ -137,7 +138,7 @@ def check_arguments(template: Template, source: Source) -> None:
         raise DataError(what, where=f'task "{source.task}"', fix=error.fix) from error
 
 
-def all_sources(arguments: list[str], options: BuildOptions) -> list[Source]:
+def all_sources(arguments: list[str], options: BuildOptions, fetched: Fetched) -> list[Source]:
     """The sources to train on, in their order, each followed by its own validation source if it has one.
 
     They are those of a tasks file, if that is the only argument; raises DataError.
@@ -155,10 +156,11 @@ def all_sources(arguments: list[str], options: BuildOptions) -> list[Source]:
             f'the tasks file "{files[0]}" has other sources beside it', fix="name all tasks and validation data in it"
         )
     if files:
-        return read_tasks_file(Path(files[0]), settings)
-    sources = find_sources(arguments, settings)
+        return read_tasks_file(Path(files[0]), settings, fetched)
+    sources = find_sources(arguments, settings, fetched)
     held_out_settings = replace(settings, limit=None)
-    held_out = {source.task: source for source in find_sources(list(options.validation_sources), held_out_settings)}
+    held_out_sources = find_sources(list(options.validation_sources), held_out_settings, fetched)
+    held_out = {source.task: source for source in held_out_sources}
     unknown = sorted(held_out.keys() - {source.task for source in sources})
     if unknown:
         raise DataError(

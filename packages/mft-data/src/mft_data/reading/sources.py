@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from mft_data.errors import DataError
+from mft_data.reading.fetched import STDIN, Fetched, is_elsewhere
 from mft_data.reading.json_array import begins_with_array
 from mft_data.reading.source_settings import SourceSettings
 from mft_data.reading.tables import TABLE_SUFFIXES
@@ -43,9 +44,9 @@ class Source:
     settings: SourceSettings = field(default_factory=SourceSettings)
 
 
-def find_sources(arguments: list[str], settings: SourceSettings) -> list[Source]:
+def find_sources(arguments: list[str], settings: SourceSettings, fetched: Fetched) -> list[Source]:
     """The sources of `DIR` and `NAME=PATH` arguments, in their order; raises DataError."""
-    sources = [find_source(argument, settings) for argument in arguments]
+    sources = [find_source(argument, settings, fetched) for argument in arguments]
     counts = Counter(source.task for source in sources)
     for source in sources:
         if counts[source.task] > 1:
@@ -54,13 +55,19 @@ def find_sources(arguments: list[str], settings: SourceSettings) -> list[Source]
     return sources
 
 
-def find_source(argument: str, settings: SourceSettings) -> Source:
-    """The source of one argument: a folder, or a folder or file with a name before the first `=`."""
+def find_source(argument: str, settings: SourceSettings, fetched: Fetched) -> Source:
+    """The source of one argument: a folder, or a folder or file with a name before the first `=`.
+
+    What is not here is `fetched`.
+    """
     name, separator, rest = argument.partition("=")
     is_named = bool(separator) and "/" not in name
-    path = Path(rest) if is_named else Path(argument)
+    location = rest if is_named else argument
     if is_named and not rest:
         raise DataError(f'source "{argument}" has no path after "="', fix="write NAME=PATH")
+    if location == STDIN and not is_named:
+        raise DataError("stdin has no name to give a task", fix="write NAME=-")
+    path = fetched.fetch(location) if is_elsewhere(location) else Path(location)
     task = name if is_named else path.resolve().name
     if not path.exists():
         raise DataError(f'source "{path}" does not exist')

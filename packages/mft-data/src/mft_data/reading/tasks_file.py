@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mft_data.errors import DataError
+from mft_data.reading.fetched import is_elsewhere
 from mft_data.reading.records import LEAST_WEIGHT, MOST_WEIGHT
 from mft_data.reading.shapes import RECORD_FORMATS
 from mft_data.reading.source_settings import check_fields
 from mft_data.reading.sources import Source, check_task_name, find_files
 
 if TYPE_CHECKING:
+    from mft_data.reading.fetched import Fetched
     from mft_data.reading.source_settings import SourceSettings
 
 SUFFIXES = (".yaml", ".yml")
@@ -44,12 +46,12 @@ def is_tasks_file(argument: str) -> bool:
     return argument.endswith(SUFFIXES) and "=" not in argument
 
 
-def read_tasks_file(path: Path, defaults: SourceSettings) -> list[Source]:
+def read_tasks_file(path: Path, defaults: SourceSettings, fetched: Fetched) -> list[Source]:
     """The sources of a tasks file in its order, each followed by its own validation source if it has one.
 
     `defaults` hold where a task says nothing. Raises DataError.
     """
-    file = TasksFile(path)
+    file = TasksFile(path, fetched)
     (top,) = file.mapping(file.root, "", ["tasks"], required=["tasks"]).values()
     tasks = file.mapping(top[1], "tasks", None)
     if not tasks:
@@ -64,8 +66,8 @@ def read_tasks_file(path: Path, defaults: SourceSettings) -> list[Source]:
 class TasksFile:
     """The nodes of a tasks file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, fetched: Fetched) -> None:
+        self.path, self.fetched = path, fetched
         try:
             self.loader = TasksLoader(path.read_text(encoding="utf-8"))
             root = self.loader.get_single_node()
@@ -152,7 +154,13 @@ class TasksFile:
     def paths(self, patterns: list[str], line: int) -> tuple[Path, ...]:
         """The files and folders of paths and patterns, each once; raises DataError if there is none for one of them."""
         paths: dict[Path, None] = {}
+        if len({is_elsewhere(pattern) for pattern in patterns}) > 1:
+            what = "some paths of a task are here and some elsewhere"
+            raise DataError(what, where=self.place(line), fix="bring them to one place, or make them two tasks")
         for pattern in patterns:
+            if is_elsewhere(pattern):
+                paths[self.fetched.fetch(pattern)] = None
+                continue
             if Path(pattern).exists():
                 paths[Path(pattern)] = None
                 continue

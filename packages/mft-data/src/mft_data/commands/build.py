@@ -91,6 +91,8 @@ def build_from(sources: list[Source], out: Output, options: BuildOptions, run: R
     ):
         plan = make_plan(sources, options, staging / SCRATCH / "tokenizer")
         encoder = make_encoder(plan.tokenizer_config, plan.template)  # with checks, before any worker relies on it
+        for source in sources:
+            encoder.renderer(source.settings)
         begin(staging, plan.document)
         if not (staging / "tokenizer").is_dir():
             save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")

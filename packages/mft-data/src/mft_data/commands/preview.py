@@ -69,7 +69,7 @@ def preview_source(
     config = tokenizer_config(tokenizer)
     encoder = make_encoder(config, template)
     decoder = make_tokenizer(config)
-    render = encoder.renderer(source.settings.template_arguments)
+    render = encoder.renderer(source.settings)
     num_shown = 0
     for where, conversation in islice(read_source(source, template), num_conversations):
         try:

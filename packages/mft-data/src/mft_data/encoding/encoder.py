@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from mft_data.encoding.fim import fim_renderer
 from mft_data.encoding.special_tokens import (
     plain_config,
     private_names,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from mft_data.encoding.template import Stretch, Template
+    from mft_data.reading.source_settings import SourceSettings
 
 CACHED_WORDS = 1 << 18
 # So many characters at most become one by Unicode's canonical composition, which some normalizers apply.
@@ -81,8 +83,13 @@ class Encoder:
         """The stretches that `encode_rendered` takes; raises RecordError if the template cannot take it."""
         return self.private_template.stretches(conversation)
 
-    def renderer(self, arguments: Mapping[str, Any]) -> Callable[[Conversation], list[Stretch]]:
-        """What renders conversations with these arguments for the template, as `render` does without any."""
+    def renderer(self, settings: SourceSettings) -> Callable[[Conversation], list[Stretch]]:
+        """What renders the conversations of a source, as `render` does those without settings; raises DataError."""
+        if settings.kind == "fim":
+            names = private_names(plain_config(self.config))
+            token_id = self.prompt_tokenizer.token_to_id
+            return fim_renderer(settings.fim, names, token_id, self.template.eos).stretches
+        arguments = settings.template_arguments
         return self.private_template.with_arguments(arguments).stretches if arguments else self.render
 
     def encode_rendered(self, per_conversation: Sequence[list[Stretch]]) -> EncodedBatch:

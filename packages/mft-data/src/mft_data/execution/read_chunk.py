@@ -92,7 +92,7 @@ def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iter
     Raises DataError at once for a refused record where none may be.
     """
     settings = work.sources[chunk.task].settings
-    render = encoder.renderer(settings.template_arguments)
+    render = encoder.renderer(settings)
     taken_extras = encoder.template.taken_extras
     number = -1
     for span_number, span in enumerate(chunk.spans):

@@ -25,6 +25,8 @@ class SourceSettings:
     validation_group: str | None = None  # the field whose equals go to the same side, or PROMPT_GROUP
     train_on: str = "all"  # bot turns: all, or only the last
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "conversation"  # or fim: documents to fill in
+    fim: Mapping[str, Any] = field(default_factory=dict)  # sentinels, spm, spans, where they are given
 
     @property
     def group_field(self) -> str | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mft_data.reading.source_settings import SourceSettings
 
 SUFFIXES = (".yaml", ".yml")
+FIM_FAMILIES = ("auto", "starcoder", "codellama", "qwen", "deepseek")
 GLOB = re.compile(r"[*?[]")
 # What a template cannot be given: the names of what it is rendered from.
 RENDERED_NAMES = {"messages", "conversations", "chat_template", "add_generation_prompt", "continue_final_message"}
@@ -133,6 +134,9 @@ class TasksFile:
             except ValueError as error:
                 raise DataError(f'"{name}.{key}" is {shown(value)}: {error}', where=self.place(line)) from error
         held_out = values.get("validation")
+        if "fim" in values and values.get("kind") != "fim":
+            line = entries["fim"][0]
+            raise DataError(f'"{name}.fim" is for tasks of another kind', where=self.place(line), fix="add `kind: fim`")
         settings = replace(
             defaults,
             **{SETTINGS[key]: value for key, value in values.items() if key in SETTINGS},
@@ -239,6 +243,28 @@ def parse_train_on(value: Any) -> str:
     return value
 
 
+def parse_kind(value: Any) -> str:
+    """What is made of records."""
+    if value not in ("conversation", "fim"):
+        raise ValueError("write conversation or fim")
+    return value
+
+
+def parse_fim(value: Any) -> dict[str, Any]:
+    """How documents are cut for filling in."""
+    if not isinstance(value, dict) or not value.keys() <= {"sentinels", "spm", "spans"}:
+        raise ValueError("write `sentinels:`, `spm:` and `spans:` under it")
+    sentinels, spm = value.get("sentinels", "auto"), value.get("spm", 0.5)
+    is_list = isinstance(sentinels, list) and len(sentinels) == 3 and all(isinstance(token, str) for token in sentinels)
+    if not is_list and sentinels not in FIM_FAMILIES:
+        raise ValueError(f"sentinels are one of {', '.join(FIM_FAMILIES)}, or [PREFIX, SUFFIX, MIDDLE]")
+    if isinstance(spm, bool) or not isinstance(spm, int | float) or not 0 <= spm <= 1:
+        raise ValueError("spm is a share from 0 to 1")
+    if value.get("spans", "characters") not in ("characters", "syntax"):
+        raise ValueError("spans are characters or syntax")
+    return value
+
+
 def parse_arguments(value: Any) -> dict[str, Any]:
     """Names and values for a chat template."""
     if not isinstance(value, dict):
@@ -263,6 +289,8 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "validation_group": parse_group,
     "train_on": parse_train_on,
     "template_arguments": parse_arguments,
+    "kind": parse_kind,
+    "fim": parse_fim,
 }
 SETTINGS = {
     "format": "record_format",
@@ -272,4 +300,6 @@ SETTINGS = {
     "validation_group": "validation_group",
     "train_on": "train_on",
     "template_arguments": "template_arguments",
+    "kind": "kind",
+    "fim": "fim",
 }

@@ -274,6 +274,22 @@ def test_rejects(benchmark, large, base_model, tmp_path, report, percent):
     report(f"build with {percent} % refused / without", f"{ratio:.2f}", "at most 1.05")
 
 
+@pytest.mark.parametrize("num_tasks", [2000])
+def test_inspect_of_many_tasks(benchmark, task_files, base_model, tmp_path, report, num_tasks):
+    """The whole command on a dataset of many tasks, each with the first hundred conversations of the first one."""
+    lines = next(iter(task_files.values()))[0].read_bytes().splitlines(keepends=True)[:100]
+    (tmp_path / "part.jsonl").write_bytes(b"".join(lines))
+    tasks = "".join(f"  t{number}: {{paths: {tmp_path / 'part.jsonl'}}}\n" for number in range(num_tasks))
+    (tmp_path / "tasks.yaml").write_text(f"tasks:\n{tasks}")
+    dataset = tmp_path / "dataset"
+    build([str(tmp_path / "tasks.yaml")], FolderOutput(dataset), options_for(base_model), RunOptions(WORKERS))
+    command = [Path(sys.executable).with_name("mft-data"), "inspect", dataset]
+    benchmark.pedantic(
+        lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=2, warmup_rounds=1
+    )
+    report(f"inspect of {num_tasks:,} tasks, seconds", f"{benchmark.stats.stats.min:.1f}", "at most 10")
+
+
 @pytest.mark.parametrize("num_conversations", [200_000])
 def test_near_duplicates_of_templated_prompts(benchmark, report, num_conversations):
     """Signatures of one long prompt with small parts of their own, found and taken in one after the other."""

@@ -279,3 +279,17 @@ def test_preview_refuses_what_a_build_refuses(run, write_task):
     assert "line 1" in error("t", "--rows", "1", "--template", "refuses.jinja")
     run("preview", "t", "--tokenizer", "TOKENIZER", "--rows", "1")
     run("preview", "t", "--tokenizer", "TOKENIZER", "--rows", "0", exit_code=2)
+
+
+def test_many_tasks_have_one_histogram(tmp_path, tokenizer_dir):
+    record = {"chat_rounds": [{"role": "human", "content": "add"}, {"role": "bot", "content": "sum"}]}
+    (tmp_path / "a.jsonl").write_bytes(orjson.dumps(record))
+    tasks = "".join(f"  t{number:02}: {{paths: {tmp_path / 'a.jsonl'}}}\n" for number in range(21))
+    (tmp_path / "tasks.yaml").write_text(f"tasks:\n{tasks}")
+    arguments = ["build", str(tmp_path / "tasks.yaml"), str(tmp_path / "out"), "--tokenizer", str(tokenizer_dir)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "out")]).stdout
+    assert shown.count("tokens per conversation") == 1
+    assert "all 21 tasks together" in shown
+    assert "t20" in shown
+    assert len(orjson.loads(CliRunner().invoke(main, ["inspect", str(tmp_path / "out"), "--json"]).stdout)) == 21

@@ -19,6 +19,8 @@ from mft_data.rows.split import SPLITS
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Of more tasks than these no one looks at each histogram.
+MOST_HISTOGRAMS = 20
 # Tokens of every conversation of a task and split that has any.
 Lengths = dict[tuple[str, str], np.ndarray]
 
@@ -56,14 +58,24 @@ def dataset_summaries(manifest: dict[str, Any], lengths: Lengths) -> list[dict[s
 
 
 def format_dataset(manifest: dict[str, Any], lengths: Lengths) -> str:
-    """The table of counts, then for each task the percentiles of each split and a histogram of both together."""
+    """The table of counts, then for each task the percentiles of each split and a histogram of both together.
+
+    Of many tasks it is one histogram of all of them.
+    """
     blocks = [summary_table(manifest)]
-    for task in manifest["tasks"]:
-        own = {split: lengths[task["name"], split] for split in SPLITS if (task["name"], split) in lengths}
+    groups = [(task["name"], [task["name"]]) for task in manifest["tasks"]]
+    if len(groups) > MOST_HISTOGRAMS:
+        groups = [(f"all {len(groups):,} tasks together (--json has those of each)", [name for name, _ in groups])]
+    for title, names_of_tasks in groups:
+        own = {
+            split: np.concatenate(found)
+            for split in SPLITS
+            if (found := [lengths[name, split] for name in names_of_tasks if (name, split) in lengths])
+        }
         percentiles = {split: length_percentiles(values) for split, values in own.items()}
         names = ("p50", "p90", "p99", "max")
         widths = {name: max(len(f"{row[name]:,}") for row in percentiles.values()) for name in names}
-        lines = [f"{task['name']}: tokens per conversation"]
+        lines = [f"{title}: tokens per conversation"]
         for split, row in percentiles.items():
             cells = "   ".join(f"{name} {row[name]:>{width},}" for name, width in widths.items())
             lines.append(f"  {split:<10}  {cells}")

@@ -98,9 +98,10 @@ def build_from(sources: list[Source], out: Output, options: BuildOptions, run: R
             save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")
         remove_unfinished(staging / CHUNKS)
         surveys = survey_sources(plan.work, all_chunks, chunks, engine)
-        left_out = find_left_out(
-            plan.work, encoder, all_pieces(plan.work, chunks_to_scan(plan, all_chunks), {}), engine, plan.dedup
-        )
+        scanned = chunks_to_scan(plan, all_chunks)
+        left_out: AllLeftOut = {}
+        if scanned:
+            left_out = find_left_out(plan.work, encoder, all_pieces(plan.work, scanned, {}), engine, plan.dedup)
         run_chunks(plan, encoder, chunks, staging / CHUNKS, engine, surveys, left_out, is_part=bool(run.part))
         if run.part:
             write_surveys(staging, surveys)

@@ -47,15 +47,15 @@ def preview(
     Of a tasks file, these are the first of every task.
     """
     settings = SourceSettings(record_format=record_format, fields=fields, train_on=train_on)
-    with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
-        tokenizer, chosen_template = load_tokenizer_and_template(
-            tokenizer_dir, template, role_markers, eos_token, Path(folder, "tokenizer")
-        )
     with Fetched(SUFFIXES) as fetched:
         if is_tasks_file(source_argument):
             sources = read_tasks_file(Path(source_argument), settings, fetched)
         else:
             sources = [find_source(source_argument, settings, fetched)]
+        with tempfile.TemporaryDirectory(prefix="mft-data-") as folder:
+            tokenizer, chosen_template = load_tokenizer_and_template(
+                tokenizer_dir, template, role_markers, eos_token, Path(folder, "tokenizer")
+            )
         for source in sources:
             if source.split != "validation":
                 yield from preview_source(source, num_conversations, tokenizer, chosen_template, seq_length)

@@ -79,7 +79,7 @@ class Batch:
         push_tokens(logits, self._settings, self.answers)
         ended = [answer for answer in self.answers if answer.finish_reason is not None]
         if ended:
-            self._keep([index for index, answer in enumerate(self.answers) if answer.finish_reason is None])
+            self._keep(_closed_up([answer.finish_reason is None for answer in self.answers]))
         return ended
 
     def take(self, count: int) -> list[Answer]:
@@ -121,6 +121,14 @@ class Batch:
         else:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.answers), 1)], dim=1)
         return self._mask
+
+
+def _closed_up(is_kept: list[bool]) -> list[int]:
+    """The kept rows in an order in which few move: the last ones take the places of those that leave."""
+    kept = [row for row, is_one in enumerate(is_kept) if is_one]
+    places = range(len(kept))
+    movers = [row for row in kept if row >= len(kept)]
+    return [place if is_kept[place] else movers.pop() for place in places]
 
 
 def prefill(forward: Forward, prompts: list[list[int]]) -> tuple["Cache", "Tensor"]:

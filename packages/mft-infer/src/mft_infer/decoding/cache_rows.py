@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # Layers that are known to be no more than keys and values by column, and states by row.
 JOINABLE = {
     "DynamicLayer",
+    "GrowingLayer",
     "DynamicSlidingWindowLayer",
     "LinearAttentionLayer",
     "LinearAttentionAndFullAttentionLayer",
@@ -34,25 +35,43 @@ def choose_rows(cache: "Cache", rows: list[int]) -> None:
     """Keep these rows, in this order; a row may be there many times."""
     import torch
 
-    chosen: Any = torch.tensor(rows, device=_device(cache))
-    cache.reorder_cache(chosen)
+    from mft_infer.decoding.growing_layer import GrowingLayer
+
+    chosen = torch.tensor(rows, device=_device(cache))
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if isinstance(layer, GrowingLayer):
+            layer.choose_rows(rows)
+        else:
+            layer.reorder_cache(chosen)
 
 
 def join_rows(cache: "Cache", other: "Cache", width: int, other_width: int) -> None:
     """Add the rows of another cache after those of `cache`; the widths are the columns that each has taken in."""
-    for layer, newer in zip(cache.layers, other.layers, strict=True):
-        _widen(layer, max(width, other_width) - width)
-        _widen(newer, max(width, other_width) - other_width)
-        _add_rows(layer, newer)
+    from mft_infer.decoding.growing_layer import GrowingLayer
+
+    pairs: Any = zip(cache.layers, other.layers, strict=True)
+    for layer, newer in pairs:
+        if isinstance(layer, GrowingLayer):
+            layer.widen(max(other_width - width, 0))
+            layer.add_rows(newer)
+        else:
+            _widen(layer, max(other_width - width, 0))
+            _widen(newer, max(width - other_width, 0))
+            _add_rows(layer, newer)
 
 
 def drop_columns(cache: "Cache", count: int) -> None:
     """Forget the first columns, which are padding in all rows."""
+    from mft_infer.decoding.growing_layer import GrowingLayer
+
     layers: list[Any] = cache.layers
     for layer in layers:
-        if not _has_columns(layer):
+        if isinstance(layer, GrowingLayer):
+            layer.drop_columns(count)
+        elif not _has_columns(layer):
             continue
-        if layer.is_sliding:
+        elif layer.is_sliding:
             layer.cumulative_length -= count
             kept = min(layer.cumulative_length, layer.sliding_window - 1)
             layer.keys, layer.values = layer.keys[:, :, -kept:], layer.values[:, :, -kept:]

@@ -66,7 +66,7 @@ class Continuation:
         """Whether every layer still has all its columns."""
         layers: list[Any] = self._cache.layers
         return all(
-            type(layer).__name__ == "DynamicLayer"
+            type(layer).__name__ == "GrowingLayer"
             or (type(layer).__name__ == "DynamicSlidingWindowLayer" and len(self._ids) < layer.sliding_window)
             for layer in layers
         )

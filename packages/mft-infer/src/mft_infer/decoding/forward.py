@@ -23,10 +23,15 @@ class Forward:
         self._takes_logits_to_keep = "logits_to_keep" in names
 
     def new_cache(self) -> "Cache":
-        """An empty cache, with the kinds of layers that the model has."""
+        """An empty cache, with the kinds of layers that the model has; those of full attention grow in place."""
         from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
 
-        return DynamicCache(config=self.model.config)
+        from mft_infer.decoding.growing_layer import GrowingLayer
+
+        cache = DynamicCache(config=self.model.config)
+        cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        return cache
 
     def logits(self, input_ids: "Tensor", attention_mask: "Tensor", cache: "Cache") -> "Tensor":
         """The logits (rows, vocabulary) after the last token, in float32; `cache` takes in `input_ids`.

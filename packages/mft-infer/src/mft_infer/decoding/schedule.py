@@ -13,7 +13,7 @@ from mft_infer.settings import AnswerSettings
 
 # Prompts are taken in order of length within windows of so many batches.
 WINDOW_BATCHES = 8
-# New prompts come in when at least this share of the rows is free: joining copies the cache.
+# New prompts come in when at least this share of the rows is free: reading them costs a forward.
 REFILL_SHARE = 8
 # Room for growth, in tokens, that a new row needs beside its prompt.
 GROWTH_TOKENS = 32

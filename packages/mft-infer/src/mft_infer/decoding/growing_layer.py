@@ -27,9 +27,10 @@ class GrowingLayer(DynamicLayer):
         if self._keys is None or self._values is None:
             self.lazy_initialization(key_states, value_states)
             self._keys, self._values = _Buffer(key_states), _Buffer(value_states)
-        for buffer, states in ((self._keys, key_states), (self._values, value_states)):
-            buffer.append(states)
-        return self._show()
+        self._keys.append(key_states)
+        self._values.append(value_states)
+        self._show()
+        return self._keys.view, self._values.view
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` columns."""
@@ -67,11 +68,9 @@ class GrowingLayer(DynamicLayer):
     def _buffers(self) -> list["_Buffer"]:
         return [buffer for buffer in (self._keys, self._values) if buffer is not None]
 
-    def _show(self) -> tuple[Tensor, Tensor]:
-        views = [buffer.view for buffer in self._buffers()]
-        if views:
+    def _show(self) -> None:
+        if views := [buffer.view for buffer in self._buffers()]:
             self.keys, self.values = views
-        return self.keys, self.values
 
 
 class _Buffer:

@@ -163,10 +163,10 @@ def main() -> None:
 @shared_options
 @click.option(
     "--engine",
-    type=click.Choice(["transformers", "openai"]),
+    type=click.Choice(["transformers", "vllm", "openai"]),
     default="transformers",
     show_default=True,
-    help="What answers: transformers in this process, or a server with OpenAI's interface.",
+    help="What answers: transformers or vLLM in this process, or a server with OpenAI's interface.",
 )
 @click.option("--base-url", help="Address of the server of --engine openai, such as http://localhost:8000/v1.")
 @click.option(

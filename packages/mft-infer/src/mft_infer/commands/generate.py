@@ -15,10 +15,13 @@ from mft_infer.decoding.budget import Budget
 from mft_infer.engines.local import LocalEngine
 from mft_infer.engines.openai import OpenAIEngine
 from mft_infer.engines.request import Engine, Request
+from mft_infer.engines.vllm import VLLMEngine
 from mft_infer.errors import InferError
 from mft_infer.model.fingerprint import fingerprint
 from mft_infer.model.generation_defaults import with_defaults
 from mft_infer.model.language_model import load_language_model
+from mft_infer.model.model_dir import find_model
+from mft_infer.model.text_processor import TextProcessor, load_text_processor
 from mft_infer.output.generation import Generation, to_line
 from mft_infer.output.generations_file import GenerationsFile, Key, check_out
 from mft_infer.output.in_order import in_order
@@ -57,7 +60,7 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
     if not is_pipe:
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
     prompts = _part(_read(prompts_path), options.part)
-    engine, run = (_local_engine if options.engine == "transformers" else _server_engine)(model, options)
+    engine, run = ENGINES[options.engine](model, options)
     engine.check(prompts)
     requests = [Request(prompt, index) for prompt in prompts for index in range(options.num_samples)]
     if is_pipe:
@@ -69,14 +72,19 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
 def _local_engine(model: str, options: GenerateOptions) -> tuple[Engine, dict[str, Any]]:
     """The model in this process, and what its lines tell of it."""
     language_model = load_language_model(model, options.model)
-    defaults = language_model.generation_defaults
-    answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
-    _check_samples(answer, options.num_samples)
-    loaded = {"dtype": language_model.dtype, "quantization": options.model.quantization}
-    settings = _settings(answer, options.prompt) | loaded
-    run = run_record("transformers", model, fingerprint(language_model.sources, language_model.model.config), settings)
+    answer = _answer_settings(language_model, options)
     budget = Budget(options.batch_size, options.batch_tokens)
-    return LocalEngine(language_model, answer, options.prompt, budget), run
+    engine = LocalEngine(language_model, answer, options.prompt, budget)
+    loaded = {"dtype": language_model.dtype, "quantization": options.model.quantization}
+    return engine, _run_record(model, language_model, answer, options, loaded)
+
+
+def _vllm_engine(model: str, options: GenerateOptions) -> tuple[Engine, dict[str, Any]]:
+    """The model in vLLM, and what its lines tell of it."""
+    processor = load_text_processor(model, find_model(model, options.model.base))
+    answer = _answer_settings(processor, options)
+    engine = VLLMEngine(processor, options.model, answer, options.prompt, options.batch_size)
+    return engine, _run_record(model, processor, answer, options, {"dtype": engine.dtype, "quantization": None})
 
 
 def _server_engine(model: str, options: GenerateOptions) -> tuple[Engine, dict[str, Any]]:
@@ -84,6 +92,24 @@ def _server_engine(model: str, options: GenerateOptions) -> tuple[Engine, dict[s
     _check_samples(options.answer, options.num_samples)
     engine = OpenAIEngine(model, options.base_url or "", options.answer, options.prompt, options.concurrency)
     return engine, run_record("openai", model, None, _settings(options.answer, options.prompt))
+
+
+ENGINES = {"transformers": _local_engine, "vllm": _vllm_engine, "openai": _server_engine}
+
+
+def _answer_settings(processor: TextProcessor, options: GenerateOptions) -> AnswerSettings:
+    """The settings of answers, those of the model's generation config among them where they are wanted."""
+    defaults = processor.generation_defaults
+    answer = with_defaults(options.answer, defaults, given=options.given, wanted=options.generation_config)
+    _check_samples(answer, options.num_samples)
+    return answer
+
+
+def _run_record(
+    model: str, processor: TextProcessor, answer: AnswerSettings, options: GenerateOptions, loaded: dict[str, Any]
+) -> dict[str, Any]:
+    settings = _settings(answer, options.prompt) | loaded
+    return run_record(options.engine, model, fingerprint(processor.sources, processor.config), settings)
 
 
 def _check_samples(answer: AnswerSettings, num_samples: int) -> None:

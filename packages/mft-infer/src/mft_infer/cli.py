@@ -156,7 +156,7 @@ def main() -> None:
     """Generate with a Hugging Face model directory, or with a PEFT adapter directory and its base."""
 
 
-@main.command()
+@main.command(short_help="Complete the prompts of a JSONL file, in batches.")
 @click.argument("model")
 @click.argument("prompts", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("out", type=click.Path(path_type=Path, allow_dash=True))
@@ -234,7 +234,7 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
         )
 
 
-@main.command()
+@main.command(short_help="Talk with a model, or with two side by side.")
 @click.argument("model")
 @shared_options
 @click.option("--beside", help="Second model, whose answers stand beside the first one's.")
@@ -250,7 +250,7 @@ def chat(model: str, **options: Any) -> None:
         talk(model, ChatOptions(model_settings, answers, prompts, given=given_options(), **options))
 
 
-@main.command()
+@main.command(short_help="Serve a model with OpenAI's interface.")
 @click.argument("model")
 @click.option(
     "--server",

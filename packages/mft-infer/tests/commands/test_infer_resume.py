@@ -2,7 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import random
+import re
+import stat
+import threading
 import time
 from pathlib import Path
 
@@ -67,7 +71,9 @@ def test_twenty_kills_and_resumes_give_the_file_of_an_uninterrupted_run(whole, m
     process.join()
     assert process.exitcode == 0
     assert out.read_bytes() == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"whole.jsonl", "killed.jsonl", "prompts.jsonl"}
+    # What a kill within the last rename may leave has a name that no other run takes for its own.
+    others = {path.name for path in tmp_path.iterdir()} - {"whole.jsonl", "killed.jsonl", "prompts.jsonl"}
+    assert all(re.fullmatch(r"\.killed\.jsonl\.[0-9a-f]{16}\.partial", name) for name in others)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 700, 5000])
@@ -165,6 +171,33 @@ def test_a_file_of_something_else_is_refused(content, message, generate, tmp_pat
     assert result.exit_code == 1
     assert message in result.stderr
     assert (tmp_path / "other").read_text() == content
+
+
+def test_files_beside_the_output_are_left_alone(whole, generate, tmp_path):
+    names = (".mine.jsonl.partial", "mine.jsonl.partial", ".mine.jsonl.tmp")
+    for name in names:
+        (tmp_path / name).write_text("a stranger's")
+    assert generate("mine.jsonl").exit_code == 0
+    assert generate("mine.jsonl", "--resume").exit_code == 0
+    assert (tmp_path / "mine.jsonl").read_bytes() == whole
+    assert [(tmp_path / name).read_text() for name in names] == ["a stranger's"] * 3
+    hidden = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert hidden == {".mine.jsonl.partial", ".mine.jsonl.tmp"}
+    assert stat.S_IMODE((tmp_path / "mine.jsonl").stat().st_mode) == stat.S_IMODE((tmp_path / names[0]).stat().st_mode)
+
+
+def test_a_named_pipe_and_a_device_take_lines(whole, generate, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    assert generate("pipe").exit_code == 0
+    reader.join()
+    assert read == [whole]
+    assert generate("/dev/null").exit_code == 0
+    result = generate("/dev/null", "--resume")
+    assert result.exit_code == 1
+    assert "is no file that can be read again" in result.stderr
 
 
 def test_two_processes_do_not_write_one_file(generate, tmp_path):

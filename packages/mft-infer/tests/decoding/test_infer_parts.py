@@ -167,7 +167,9 @@ def test_a_leading_space_survives_a_decoder_that_drops_it():
 
 
 def test_help_names_the_commands_and_their_options(run_infer):
-    assert {"generate", "chat"} <= set(re.findall(r"\w+", run_infer("--help").stdout))
+    summaries = run_infer("--help").stdout
+    assert {"generate", "chat", "serve"} <= set(re.findall(r"\w+", summaries))
+    assert "..." not in summaries.partition("Commands:")[2]
     options = set(re.findall(r"--[\w-]+", run_infer("generate", "--help").stdout))
     assert {"--batch-size", "--num-samples", "--stop", "--base", "--seed", "--top-p"} <= options
     assert "--system" in run_infer("chat", "--help").stdout

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -23,7 +23,7 @@ from mft_infer.model.language_model import load_language_model
 from mft_infer.model.model_dir import find_model
 from mft_infer.model.text_processor import TextProcessor, load_text_processor
 from mft_infer.output.generation import Generation, to_line
-from mft_infer.output.generations_file import GenerationsFile, Key, check_out
+from mft_infer.output.generations_file import GenerationsFile, Key, check_out, is_stream
 from mft_infer.output.in_order import in_order
 from mft_infer.output.resume import finished_lines
 from mft_infer.output.run_record import run_record
@@ -55,16 +55,19 @@ class GenerateOptions:
 
 
 def generate_file(model: str, prompts_path: Path, out_path: Path, options: GenerateOptions) -> None:
-    """Complete the prompts at `prompts_path` with `model` and write the generations to `out_path`; "-" is a pipe."""
-    is_pipe = str(out_path) == "-"
-    if not is_pipe:
+    """Complete the prompts at `prompts_path` with `model` and write the generations to `out_path`; "-" is stdout."""
+    is_stdout = str(out_path) == "-"
+    if not is_stdout:
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
     prompts = _part(_read(prompts_path), options.part)
     engine, run = ENGINES[options.engine](model, options)
     engine.check(prompts)
     requests = [Request(prompt, index) for prompt in prompts for index in range(options.num_samples)]
-    if is_pipe:
-        _write_pipe(engine, requests, run, options)
+    if is_stdout:
+        _write_stream(engine, requests, run, sys.stdout.buffer, options)
+    elif is_stream(out_path):
+        with out_path.open("wb") as stream:
+            _write_stream(engine, requests, run, stream, options)
     else:
         _write_file(engine, requests, run, out_path, options)
 
@@ -139,14 +142,17 @@ def _part(prompts: list[Prompt], part: tuple[int, int] | None) -> list[Prompt]:
     return prompts[len(prompts) * (index - 1) // count : len(prompts) * index // count]
 
 
-def _write_pipe(engine: Engine, requests: list[Request], run: dict[str, Any], options: GenerateOptions) -> None:
+def _write_stream(
+    engine: Engine, requests: list[Request], run: dict[str, Any], stream: BinaryIO, options: GenerateOptions
+) -> None:
+    """Write each generation as soon as those before it are there, or as it is done."""
     generations = _generations(engine, requests, strict=options.strict)
     if not options.unordered:
         generations = in_order(generations, [_key(request) for request in requests])
     with _counted(len(requests)) as count:
         for generation in generations:
-            sys.stdout.buffer.write(to_line(generation, run, options.format))
-            sys.stdout.buffer.flush()
+            stream.write(to_line(generation, run, options.format))
+            stream.flush()
             count(generation)
 
 

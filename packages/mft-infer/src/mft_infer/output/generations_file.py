@@ -1,6 +1,7 @@
 """The generations file: appended line by line while it grows, put in order by one rename when all is there."""
 
 import os
+import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +22,17 @@ def check_out(path: Path, *, overwrite: bool, resume: bool) -> None:
     """Refuse a file that is there already, unless it may be replaced or gone on with."""
     if path.is_dir():
         raise InferError(f"{path} is a directory", fix="name a file")
+    if is_stream(path):
+        if resume:
+            raise InferError(f"{path} is no file that can be read again", fix="leave out --resume")
+        return
     if path.exists() and not overwrite and not resume:
         raise InferError(f"{path} exists", fix="choose another OUT, or use --resume or --overwrite")
+
+
+def is_stream(path: Path) -> bool:
+    """Whether the path is a device or a named pipe, which takes lines and gives none back."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 class GenerationsFile:
@@ -60,10 +70,10 @@ class GenerationsFile:
 
     def replace(self, lines: Iterable[bytes]) -> None:
         """Make the file hold these lines, by one rename, and go on appending to it."""
-        # Not the name of this process: the lock keeps it to one, and the next run takes over what a kill leaves.
-        partial_path = self._path.parent / f".{self._path.name}.partial"
+        # A name that nobody else has: what lies beside OUT is not ours to write over.
+        partial_path = self._path.parent / f".{self._path.name}.{secrets.token_hex(8)}.partial"
+        file = partial_path.open("xb")
         try:
-            file = partial_path.open("wb")
             _lock(file.fileno(), partial_path)
             file.writelines(lines)
             file.flush()
@@ -98,4 +108,11 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InferError("another process is writing the file", where=str(path)) from error
+        raise _busy(path) from error
+    if not os.path.samestat(os.fstat(descriptor), path.stat()):
+        # The other process has put the file in order since it was opened here.
+        raise _busy(path)
+
+
+def _busy(path: Path) -> InferError:
+    return InferError("another process is writing the file", where=str(path))

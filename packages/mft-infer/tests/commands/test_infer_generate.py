@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -177,6 +178,18 @@ def test_an_existing_output_needs_overwrite(run_infer, model_dir, write_prompts,
     assert result.exit_code == 1
     assert result.stderr == f"Error: {out} exists, choose another OUT, or use --resume or --overwrite\n"
     assert out.read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_the_prompts_are_not_written_over(option, run_infer, model_dir, write_prompts, tmp_path):
+    prompts = write_prompts([{"problem_id": "a", "prompt": "x"}])
+    before = prompts.read_bytes()
+    (tmp_path / "link").symlink_to(prompts)
+    for out in (prompts, tmp_path / "link"):
+        result = run_infer("generate", model_dir, prompts, out, option)
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {out} holds the prompts, choose another OUT\n"
+        assert prompts.read_bytes() == before
 
 
 def test_greedy_samples_are_refused_as_wrong_usage(run_infer, model_dir):

@@ -59,6 +59,8 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
     is_stdout = str(out_path) == "-"
     if not is_stdout:
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
+        if out_path.exists() and prompts_path.exists() and out_path.samefile(prompts_path):
+            raise InferError(f"{out_path} holds the prompts", fix="choose another OUT")
     prompts = _part(_read(prompts_path), options.part)
     engine, run = ENGINES[options.engine](model, options)
     engine.check(prompts)

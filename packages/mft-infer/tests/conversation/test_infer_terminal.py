@@ -106,7 +106,7 @@ def test_an_interrupt_stops_the_answer_only(big_cache_model, tmp_path):
     time.sleep(1)  # an answer of 1,900 tokens takes longer
     terminal.interrupt()
     terminal.wait_for("(stopped)")
-    terminal.wait_for(">")
+    assert terminal.wait_for(">").strip() == ""  # nothing of the answer comes after it
     terminal.type("/tokens\r")
     tokens = int(re.search(r"(\d+)$", terminal.wait_for(" of 2048 tokens"))[1])
     assert tokens < 1800

@@ -38,12 +38,15 @@ def chat_on_terminal(sessions: list[Session]) -> None:
 
 def _turn(line: str, sessions: list[Session], console: "Console") -> None:
     """Carry out a command or answer a message; what goes wrong is told, and the chat goes on."""
+    from rich.console import Console
+
     try:
         questions: list[str | None] = [line for _ in sessions]
         if line.strip() == "/retry":
             questions = [session.retry() for session in sessions]
         elif line.startswith("/"):
-            click.echo(run_command(line, sessions), err=True)
+            # By the terminal's width, between words.
+            Console(stderr=True, highlight=False).print(run_command(line, sessions), markup=False, emoji=False)
             return
         if None in questions:
             raise InferError("there is no question to answer again")
@@ -65,16 +68,19 @@ def _answer(answers: list[Generator[str, None, None]], sessions: list[Session], 
     if not console.is_terminal:
         _answer_plainly(answers, names)
     else:
+        is_stopped = False
         try:
             with without_echo(), Live(console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=True) as live:
                 for pieces in zip_longest(*answers, fillvalue=""):
                     texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
                     live.update(Tail(answer_panel(texts, names)))
         except KeyboardInterrupt:
-            click.echo("(stopped)", err=True)
+            is_stopped = True
         for answer in answers:
             answer.close()
         console.print(answer_panel(texts, names))
+        if is_stopped:
+            click.echo("(stopped)", err=True)
     _tell_ends(sessions)
 
 

@@ -6,6 +6,7 @@ silently takes its defaults for what it does not find.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -206,3 +207,21 @@ def test_a_full_fine_tune_is_written_for_both(run, base_model, dataset, tmp_path
     tokenizer_config = json.loads((tmp_path / "run" / "final" / "tokenizer_config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert tokenizer_config["tokenizer_class"] != "TokenizersBackend"
+
+
+@pytest.mark.slow
+def test_generations_are_the_same_with_both(run, old_transformers, base_model, tmp_path):
+    """Rows that leave and join, prompts shared by samples, long rows that leave: all that is done to a cache."""
+    model = shutil.copytree(base_model, tmp_path / "model")
+    tokenizer_config = json.loads((model / "tokenizer_config.json").read_text())
+    tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"  # version 5 has a new name for it
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    contents = [f"number {number} " * (1 + number % 4) for number in range(6)]
+    lines = [json.dumps({"problem_id": content, "prompt": content}) for content in contents]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    options = "--num-samples 3 --batch-size 4 --temperature 1 --max-new-tokens 12 --device cpu"
+    command = f"mft-infer generate {model} {tmp_path}/prompts.jsonl - {options}"
+    new, old = run(command), run(f"PYTHONPATH={old_transformers} {command}")
+    assert (new.returncode, old.returncode) == (0, 0), new.stderr + old.stderr
+    assert len(new.stdout.splitlines()) == 18
+    assert old.stdout == new.stdout

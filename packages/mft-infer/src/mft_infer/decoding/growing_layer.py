@@ -25,7 +25,8 @@ class GrowingLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take in the columns of new tokens; the keys and values of all."""
         if self._keys is None or self._values is None:
-            self.lazy_initialization(key_states, value_states)
+            # What transformers' own initialization sets, whose signature is not the same in 4.57 and 5.
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self._keys, self._values = _Buffer(key_states), _Buffer(value_states)
         self._keys.append(key_states)
         self._values.append(value_states)

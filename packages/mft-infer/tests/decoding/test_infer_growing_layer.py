@@ -91,3 +91,13 @@ def test_a_step_writes_into_the_room_that_is_there():
     for number, columns in enumerate([10, *[1] * 49]):
         plain.update(*filled(4, columns, number))
     assert torch.equal(layer.keys, plain.keys)
+
+
+def test_rows_that_have_left_take_no_memory_when_the_others_grow():
+    layer = GrowingLayer()
+    layer.update(*filled(64, 10, 0))
+    layer.choose_rows([3])
+    for number in range(1, 400):
+        layer.update(*filled(1, 1, number))
+    columns = layer.keys.untyped_storage().nbytes() // (HEADS * SIZE * layer.keys.element_size())
+    assert layer.get_seq_length() == 409 <= columns <= 409 * 5 // 4 + 64

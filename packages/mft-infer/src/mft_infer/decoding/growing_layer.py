@@ -90,7 +90,7 @@ class _Buffer:
     def append(self, states: Tensor) -> None:
         count = states.shape[2]
         if self.end + count > self._tensor.shape[2]:
-            self._move(self.view, self._tensor.shape[0], columns=self._grown(count))
+            self._move(self.view, self._room(), columns=self._grown(count))
         self._tensor[: self._num_rows, :, self.end : self.end + count] = states
         self.end += count
 
@@ -118,9 +118,13 @@ class _Buffer:
 
     def widen(self, count: int) -> None:
         if count > self.start:
-            self._move(self.view, self._tensor.shape[0], columns=self._grown(count), start=count)
+            self._move(self.view, self._room(), columns=self._grown(count), start=count)
         self.start -= count
         self._tensor[: self._num_rows, :, self.start : self.start + count] = 0
+
+    def _room(self) -> int:
+        """Rows of a new buffer with more columns; for rows that have left it keeps little room."""
+        return min(self._tensor.shape[0], self._num_rows + self._num_rows // GROWTH_SHARE)
 
     def _grown(self, count: int) -> int:
         """Columns of a new buffer that takes `count` more than are in use, and some of those to come."""

@@ -28,7 +28,7 @@ ORDER = {
         ("sandbox", "generations"),
         "problems",
         "judging",
-        "scoring",
+        ("scoring", "report"),
         "commands",
         "parameter_types",
         "cli",

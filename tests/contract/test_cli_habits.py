@@ -37,6 +37,7 @@ MISSING_INPUTS = [
     ["mft-eval", "join", "missing.json", "out.json"],
     ["mft-eval", "compare", "missing.json", "missing.too.json"],
     ["mft-eval", "show", "missing.json"],
+    ["mft-eval", "report", "missing.json", "--html", "report.html"],
     ["mft-eval", "text", "missing.jsonl", "generations.jsonl"],
     ["mft-eval", "convert", "humaneval", "missing.jsonl"],
     ["mft-eval", "reproduce", "humaneval", "missing.jsonl", "HumanEval/0", "0"],

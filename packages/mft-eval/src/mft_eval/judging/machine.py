@@ -101,7 +101,7 @@ def toolchain_findings() -> list[Finding]:
     packages = {"g++": "apt-get install g++", "node": "apt-get install nodejs"}
     findings = []
     for language in LANGUAGES.values():
-        path = toolchain_path(language) if language.name != "python" else "this interpreter"
+        path = toolchain_path(language)
         mend = "" if path else packages[language.command]
         findings.append(Finding(language.name, path is not None, path or f"no {language.command}", mend))
     return findings

@@ -6,7 +6,8 @@ from typing import Any
 
 from mft_eval.judging.judgement import INSIDE, OUTSIDE, Judgement, Limits, Ruling
 from mft_eval.judging.languages import LANGUAGES
-from mft_eval.problems.problem import CompiledTest, InputOutputTest, Problem, PythonTest
+from mft_eval.problems.problem import CompiledTest, Problem, PythonTest
+from mft_eval.sandbox.bubblewrap import PACKAGE_DIR
 from mft_eval.wire.exceptions import printable
 
 _PROBE = Ruling(OUTSIDE, may_use_objects=True)
@@ -43,14 +44,16 @@ def make_request(
     # The host itself is Python and small; what it starts has limits of its own.
     request["limits"]["cpu_seconds"] = 3600
     is_beside = isinstance(problem.test, CompiledTest)
+    suffix = problem.test.suffix if isinstance(problem.test, CompiledTest) else ""
+    cases = () if isinstance(problem.test, CompiledTest) else problem.test.cases
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     return request | {
         "kind": "script",
-        "files": {language.file_name: program + (problem.test.suffix if is_beside else "")},
+        "files": {language.file_name: program + suffix},
         "build": language.build,
-        "run": [word.format(python=python) for word in language.run],
+        "run": [word.format(python=python, package=PACKAGE_DIR) for word in language.run],
         "is_beside": is_beside,
-        "cases": problem.test.cases if isinstance(problem.test, InputOutputTest) else [],
+        "cases": cases,
     }
 
 

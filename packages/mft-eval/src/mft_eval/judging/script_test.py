@@ -34,6 +34,8 @@ def run_script_test(request: dict[str, Any], incoming: int, outgoing: int) -> di
             return {"verdict": "exception", "detail": "does not compile", "said": said}
         nonce = os.urandom(NONCE_BYTES).hex()
         cases = [(nonce, nonce)] if request["is_beside"] else request["cases"]
+        if not cases:
+            return {"verdict": "harness-error", "detail": "there is nothing to compare with"}
         for case, (given, expected) in enumerate(cases):
             signal.setitimer(signal.ITIMER_REAL, request["timeout_seconds"])
             cpu_seconds = int(request["timeout_seconds"]) + 2

@@ -6,10 +6,11 @@ from mft_eval.errors import EvalError
 from mft_eval.generations.extraction import preamble_of
 from mft_eval.problems.compiled_tests import compiled_test
 from mft_eval.problems.fields import text, texts, user_message
-from mft_eval.problems.problem import CompiledTest, InputOutputTest, Problem, PythonTest
+from mft_eval.problems.problem import InputOutputTest, Problem, PythonTest, Test
+from mft_eval.problems.sql_shapes import sql_messages, sql_test
 
 # As judging's languages has them; a problem in another one is refused when it is read.
-LANGUAGE_NAMES = ("python", "cpp", "javascript")
+LANGUAGE_NAMES = ("python", "cpp", "javascript", "sql")
 
 
 def own_problem(record: dict[str, Any], where: str) -> Problem:
@@ -23,12 +24,14 @@ def own_problem(record: dict[str, Any], where: str) -> Problem:
     if timeout is not None and not is_number:
         raise EvalError('"timeout_seconds" is not a number from 0.1 to 3600', where=where)
     setup = text(record, "setup", where, "")
+    if language == "sql":
+        messages, prompt = sql_messages(setup, prompt) if prompt else messages, ""
     return Problem(
         problem_id=text(record, "problem_id", where),
         messages=messages,
         prompt_code=setup + prompt if prompt else "",
         test=_test(record, language, setup, prompt, where),
-        reference=setup + text(record, "reference", where),
+        reference=("" if language == "sql" else setup) + text(record, "reference", where),
         language=language,
         tags=tuple(sorted(set(texts(record, "tags", where)))),
         timeout_seconds=timeout,
@@ -53,9 +56,9 @@ def _is_message(message: Any) -> bool:
     )
 
 
-def _test(
-    record: dict[str, Any], language: str, setup: str, prompt: str, where: str
-) -> PythonTest | InputOutputTest | CompiledTest:
+def _test(record: dict[str, Any], language: str, setup: str, prompt: str, where: str) -> Test:
+    if language == "sql":
+        return sql_test(setup, text(record, "reference", where), where)
     if ("test" in record) == ("cases" in record):
         raise EvalError('a problem has either "test" or "cases"', where=where)
     if "cases" in record:

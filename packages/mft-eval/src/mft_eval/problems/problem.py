@@ -2,8 +2,12 @@
 
 import ast
 import builtins
+import json
 from dataclasses import dataclass
 from functools import cached_property
+
+from mft_eval.problems.sql_databases import make_cases
+from mft_eval.sandbox.sql_host import joined
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,30 @@ class InputOutputTest:
     cases: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class SqlTest:
+    """What a query must give on databases with the tables of `schema`: the rows of `query`."""
+
+    schema: str
+    query: str
+
+    @cached_property
+    def cases(self) -> tuple[tuple[str, str], ...]:
+        """Input and output of the script that runs a query on every database; none where none could be made."""
+        found = make_cases(self.schema, self.query)
+        given = [{"script": script, "is_ordered": is_ordered} for script, is_ordered, _ in found]
+        return ((json.dumps(given), joined(rows for _, _, rows in found)),) if found else ()
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledTest:
     """A test in the program's own language, which becomes a part of the program: `suffix` follows it."""
 
     entry_point: str
     suffix: str
+
+
+Test = PythonTest | InputOutputTest | SqlTest | CompiledTest
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +70,7 @@ class Problem:
     problem_id: str
     messages: tuple[dict[str, str], ...]
     prompt_code: str
-    test: PythonTest | InputOutputTest | CompiledTest
+    test: Test
     reference: str
     language: str = "python"
     tags: tuple[str, ...] = ()
@@ -60,7 +82,7 @@ class Problem:
     @property
     def entry_point(self) -> str:
         """The function or class that is tested; empty where a whole program is."""
-        return "" if isinstance(self.test, InputOutputTest) else self.test.entry_point
+        return "" if isinstance(self.test, InputOutputTest | SqlTest) else self.test.entry_point
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from mft_eval.errors import EvalError
 from mft_eval.problems.contest_shapes import apps_problem, livecodebench_problem
 from mft_eval.problems.language_shapes import humaneval_x_problem, multiple_problem
 from mft_eval.problems.own_shape import own_problem
-from mft_eval.problems.problem import InputOutputTest, Problem, ProblemSet, PythonTest
+from mft_eval.problems.problem import Problem, ProblemSet, PythonTest
 from mft_eval.problems.python_shapes import evalplus_problem, humaneval_problem, mbpp_problem
+from mft_eval.problems.sql_shapes import sql_create_context_problem
 
 NAMES = ("humaneval",)
 _Reader = Callable[[dict[str, Any], str], Problem]
@@ -32,6 +33,7 @@ _SHAPES: tuple[tuple[str, frozenset[str], _Reader], ...] = (
     ("MultiPL-E's", frozenset(("name", "language", "prompt", "tests", "stop_tokens")), multiple_problem),
     ("LiveCodeBench's", frozenset(("question_id", "question_content", "public_test_cases")), livecodebench_problem),
     ("APPS's", frozenset(("question", "input_output", "solutions")), apps_problem),
+    ("sql-create-context's", frozenset(("question", "context", "answer")), sql_create_context_problem),
     ("MBPP's", frozenset(("task_id", "code", "test_list")), mbpp_problem),
     ("mft-eval's own", frozenset(("problem_id", "reference")), own_problem),
 )
@@ -82,7 +84,7 @@ def _parse(line: bytes, where: str) -> Problem:
     if reader is None:
         raise EvalError("not a problem of a known shape", where=where, fix=_nearest(record))
     problem = reader(record, where)
-    if not isinstance(problem.test, InputOutputTest) and not problem.entry_point.isidentifier():
+    if problem.entry_point and not problem.entry_point.isidentifier():
         raise EvalError(f'"entry_point" is not a name: "{problem.entry_point}"', where=where)
     if problem.language == "python":
         _check_python("reference solution", problem.reference, where)

@@ -13,6 +13,8 @@ from mft_eval.sandbox.program_host import TMPFS_BYTES
 PYTHON_FLAGS = ("-s", "-P", "-S", "-B")
 _UNPRIVILEGED_ID = 65534
 _PACKAGE_PARENT = "/opt/judge"
+# Where the sandbox shows this package.
+PACKAGE_DIR = f"{_PACKAGE_PARENT}/mft_eval"
 _BWRAP_DIR = "/opt/bubblewrap"
 _START = "import sys; sys.path.append({!r}); from mft_eval.{} import main; main()"
 _SERVER = "judging.server"
@@ -86,7 +88,7 @@ def _mounts() -> dict[str, str]:
     for prefix in (sys.base_prefix, sys.base_exec_prefix):
         if not any(Path(prefix).is_relative_to(mount) for mount in mounts):
             mounts[prefix] = prefix
-    mounts[f"{_PACKAGE_PARENT}/mft_eval"] = str(Path(__file__).parents[1])
+    mounts[PACKAGE_DIR] = str(Path(__file__).parents[1])
     return mounts
 
 

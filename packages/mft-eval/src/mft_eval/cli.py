@@ -15,6 +15,15 @@ _UNDER_FLOOR = 3
 _WORKERS = click.option(
     "--workers", type=click.IntRange(1), default=len(os.sched_getaffinity(0)), help="Programs judged at a time."
 )
+_KIND = click.option(
+    "--kind",
+    type=click.Choice(["plain", "fim", "tests", "translate", "explain"]),
+    default="plain",
+    help="The task that was asked for; repairs are scored as plain.",
+)
+_EXPLANATIONS = click.option(
+    "--explanations", metavar="FILE", help="For explain: the explanations that programs are written from."
+)
 _FAIL_UNDER = click.option(
     "--fail-under", "floors", type=Floor(), multiple=True, help="Exit with 3 where a score is lower: pass@1=0.30."
 )
@@ -36,18 +45,20 @@ def main() -> None:
 )
 @click.option(
     "--kind",
-    type=click.Choice(["plain", "fim", "fix", "tests"]),
+    type=click.Choice(["plain", "fim", "fix", "tests", "translate", "explain"]),
     default="plain",
-    help="The task: as it is, fill in hidden lines, repair a wrong program, or write unit tests.",
+    help="The task: as it is, fill in hidden lines, repair, write unit tests, translate, or explain.",
 )
+@_EXPLANATIONS
 @_WORKERS
-def problems(problems: str, style: str, kind: str, workers: int) -> None:
+def problems(problems: str, style: str, kind: str, explanations: str | None, workers: int) -> None:
     """Write the prompts of a problems file as JSONL.
 
     NAME is humaneval; the prompts go to stdout."""
+    from mft_eval.commands.kinds import read_kind
     from mft_eval.commands.problems import write_prompts
 
-    _write_stdout(write_prompts(problems, style, kind, workers))
+    _write_stdout(write_prompts(problems, style, read_kind(kind, explanations), workers))
 
 
 @main.command()
@@ -63,12 +74,8 @@ def problems(problems: str, style: str, kind: str, workers: int) -> None:
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that a program may take.")
 @click.option("--memory-mb", type=click.IntRange(64, 65536), default=1024, help="MiB that a program may use.")
 @_WORKERS
-@click.option(
-    "--kind",
-    type=click.Choice(["plain", "fim", "tests"]),
-    default="plain",
-    help="The task that was asked for; repairs are scored as plain.",
-)
+@_KIND
+@_EXPLANATIONS
 @click.option("--partial", is_flag=True, help="Leave problems without a generation out of the mean.")
 @click.option("--allow-broken", is_flag=True, help="Leave problems whose own reference fails out of the mean.")
 @click.option("--part", type=Part(), default="1/1", help="Which part of the problems to judge, such as 2/4.")
@@ -85,6 +92,7 @@ def score(
     memory_mb: int,
     workers: int,
     kind: str,
+    explanations: str | None,
     partial: bool,
     allow_broken: bool,
     part: tuple[int, int],
@@ -96,6 +104,7 @@ def score(
     """Judge generations in a sandbox and score them.
 
     GENERATIONS is JSONL, - for stdin; the results JSON goes to OUT, - for stdout."""
+    from mft_eval.commands.kinds import read_kind
     from mft_eval.commands.score import ScoreOptions, encode_timings
     from mft_eval.commands.score import score as score_generations
     from mft_eval.commands.summary import summary
@@ -107,7 +116,8 @@ def score(
     if timings is not None:
         check_output(timings, overwrite=overwrite)
     limits = Limits(timeout, memory_mb)
-    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume, kind)
+    task_kind = read_kind(kind, explanations)
+    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume, task_kind)
     results, run = score_generations(problems, generations, out, options)
     if timings is not None:
         write_file(encode_timings(run), timings)
@@ -179,6 +189,7 @@ def show(results: str, style: str, floors: tuple[tuple[str, float], ...]) -> Non
     multiple=True,
     help="Generations that were scored, for the programs; those that failed are run again for their errors.",
 )
+@_EXPLANATIONS
 @_WORKERS
 @click.option("--overwrite", is_flag=True, help="Replace the page if it exists.")
 def report(
@@ -186,6 +197,7 @@ def report(
     out: str,
     problems: str | None,
     generations: tuple[str, ...],
+    explanations: str | None,
     workers: int,
     overwrite: bool,
 ) -> None:
@@ -196,7 +208,7 @@ def report(
     if len(set(results)) < len(results):
         raise click.UsageError("a results file is there twice.")
     check_output(out, overwrite=overwrite)
-    page = make_report(results, problems, generations, workers).encode("utf-8", "replace")
+    page = make_report(results, problems, generations, explanations, workers).encode("utf-8", "replace")
     if out == "-":
         _write_stdout(page)
     else:
@@ -226,6 +238,8 @@ def convert(problems: str, generations: str, target: str) -> None:
 @click.argument("sample_index", metavar="SAMPLE", type=click.IntRange(0))
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that the program may take.")
 @click.option("--memory-mb", type=click.IntRange(64, 65536), default=1024, help="MiB that the program may use.")
+@_KIND
+@_EXPLANATIONS
 @click.option("--show-program", is_flag=True, help="Write the program to stdout and do not run it.")
 def reproduce(
     problems: str,
@@ -234,16 +248,20 @@ def reproduce(
     sample_index: int,
     timeout: float,
     memory_mb: int,
+    kind: str,
+    explanations: str | None,
     show_program: bool,
 ) -> None:
     """Judge one sample by hand and tell all about it.
 
     Tells the failing call, the error and what the program wrote."""
+    from mft_eval.commands.kinds import read_kind
     from mft_eval.commands.reproduce import find_program
     from mft_eval.commands.reproduce import reproduce as reproduce_sample
     from mft_eval.judging.judgement import Limits
 
-    problem, program = find_program(problems, generations, problem_id, sample_index)
+    task_kind = read_kind(kind, explanations)
+    problem, program = find_program(problems, generations, problem_id, sample_index, task_kind)
     if show_program:
         _write_stdout(program.encode("utf-8", "replace"))
     else:

@@ -265,3 +265,13 @@ def f(x):
     assert result.exit_code == 0, result.output
     sample = json.loads((tmp_path / "out.json").read_text())["problems"][0]["samples"][0]
     assert (sample["verdict"], sample["detail"]) == ("exception", "E??[31m")
+
+
+def test_results_say_what_model_wrote_the_generations(tmp_path, problems):
+    generations = write_generations(tmp_path / "g.jsonl", [[RIGHT]] * NUM_PROBLEMS)
+    models = [{"model": "b", "fingerprint": "2"}, {"model": "a", "fingerprint": "1", "settings": {"seed": 0}}]
+    lines = [json.loads(line) for line in generations.read_text().splitlines()]
+    lines = [line | {"run": models[number % 2]} for number, line in enumerate(lines)]
+    generations.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = json.loads(run("score", problems, generations).stdout)
+    assert results["generations_source"]["runs"] == [models[1], models[0]]

@@ -90,4 +90,6 @@ def test_the_judge_is_not_fooled_by_a_test_that(judge_problem, name):
 def test_what_is_missing_is_told(judge_problem):
     judgement = judge_problem(PROBLEM, wrap_tests("assert clamp(2, 0, 3) is not None"))
     assert judgement.detail == "2 of 4 mutants killed"
+    assert judgement.measures == {"branch_coverage": 1.0, "mutants_killed": 0.5}
+    assert judge_problem(PROBLEM, wrap_tests("")).measures == {"branch_coverage": 0.0, "mutants_killed": 0.0}
     assert judge_problem(PROBLEM, wrap_tests("assert clamp(5, 0, 3) == 5")).detail == "fails on the reference"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mft_eval.commands.compare import SIGNIFICANT, compare
-from mft_eval.commands.kinds import problems_of_kind
+from mft_eval.commands.kinds import problems_of_kind, read_kind
 from mft_eval.commands.reproduce import tell
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import Generations, read_generations
@@ -17,6 +17,7 @@ from mft_eval.judging.ruling_cache import cache_path, read_rulings
 from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
+from mft_eval.problems.task_kind import TaskKind
 from mft_eval.report.highlighting import tokens_of
 from mft_eval.report.page import make_page
 from mft_eval.sandbox.bubblewrap import find_bwrap
@@ -27,7 +28,13 @@ _NOT_RUN_AGAIN = ("passed", "timeout", "harness-error")
 Place = tuple[int, str, int]
 
 
-def report(paths: Sequence[str], problems: str | None, generations: Sequence[str], num_workers: int) -> str:
+def report(
+    paths: Sequence[str],
+    problems: str | None,
+    generations: Sequence[str],
+    explanations: str | None,
+    num_workers: int,
+) -> str:
     """The page. With `problems` it has the prompts; with the `generations` files of the results, in any order, the
     programs too, and those that did not pass are run again for their errors and output.
     """
@@ -43,7 +50,7 @@ def report(paths: Sequence[str], problems: str | None, generations: Sequence[str
     by_id: dict[str, Problem] = {}
     if problem_set is not None:
         needed = {problem["problem_id"] for results in every for problem in results["problems"]}
-        kind = every[0]["settings"]["kind"]
+        kind = _kind(every[0], explanations)
         chosen = [problem for problem in problem_set.problems if problem.problem_id in needed]
         by_id = {problem.problem_id: problem for problem in problems_of_kind(chosen, kind, num_workers)}
         programs = _programs(every, [read_generations(path, by_id) for path in generations], by_id)
@@ -52,6 +59,14 @@ def report(paths: Sequence[str], problems: str | None, generations: Sequence[str
     source = every[0]["problems_source"]
     lead = f"{len(entries)} of {source['num_problems']} problems. In brackets: 95 % intervals."
     return make_page(source["name"], lead, _models(paths, every), entries)
+
+
+def _kind(results: Mapping[str, Any], explanations: str | None) -> TaskKind:
+    settings = results["settings"]
+    kind = read_kind(settings["kind"], explanations)
+    if kind.explanations_sha256 != settings["explanations_sha256"]:
+        raise EvalError("the results are of other explanations", fix="give those that they were scored with")
+    return kind
 
 
 def _problem_set(problems: str, results: Mapping[str, Any], path: str) -> ProblemSet:
@@ -168,6 +183,7 @@ def _models(paths: Sequence[str], every: Sequence[dict[str, Any]]) -> list[dict[
             for name in names
         ]
         cells = {"verdicts": ", ".join(f"{name} {count}" for name, count in results["verdicts"].items() if count)}
+        cells |= {name: f"{value:.4f}" for name, value in results["measures"].items()}
         cells["untrusted"] = str(results["num_untrusted"])
         if compared:
             cells["against the first"] = _difference(compared[path]) if path in compared else ""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mft_eval.commands.kinds import problems_of_kind
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import read_generations
 from mft_eval.judging.gate import rule
@@ -14,13 +15,15 @@ from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.problems.problem import CompiledTest, Problem, PythonTest
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
+from mft_eval.problems.task_kind import TaskKind
 from mft_eval.sandbox.bubblewrap import find_bwrap
 
 
-def find_program(problems: str, generations: str, problem_id: str, sample_index: int) -> tuple[Problem, str]:
+def find_program(
+    problems: str, generations: str, problem_id: str, sample_index: int, kind: TaskKind
+) -> tuple[Problem, str]:
     """The problem and the program of one sample."""
-    problem_set = read_problems(problems)
-    by_id = {problem.problem_id: problem for problem in problem_set.problems}
+    by_id = {problem.problem_id: problem for problem in read_problems(problems).problems}
     if problem_id not in by_id:
         raise EvalError(f'no problem is called "{problem_id}"', where=problems)
     samples = read_generations(generations, by_id).completions.get(problem_id, {})
@@ -29,7 +32,10 @@ def find_program(problems: str, generations: str, problem_id: str, sample_index:
         raise EvalError(
             f'problem "{problem_id}" has no sample {sample_index}', where=generations, fix=f"it has {known}"
         )
-    return by_id[problem_id], make_program(samples[sample_index], by_id[problem_id])
+    made = problems_of_kind([by_id[problem_id]], kind, num_workers=1)
+    if not made:
+        raise EvalError(f'problem "{problem_id}" cannot be made into the kind {kind.name}', where=problems)
+    return made[0], make_program(samples[sample_index], made[0])
 
 
 def reproduce(problem: Problem, program: str, limits: Limits) -> str:

@@ -21,6 +21,7 @@ from mft_eval.judging.ruling_cache import cache_path, read_rulings, write_ruling
 from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
+from mft_eval.problems.task_kind import TaskKind
 from mft_eval.sandbox.bubblewrap import find_bwrap
 from mft_eval.scoring.artifact import check_output
 from mft_eval.scoring.journal import Journal, check_no_journal, journal_path
@@ -42,7 +43,7 @@ class ScoreOptions:
     part: tuple[int, int]
     overwrite: bool
     resume: bool
-    kind: str = "plain"
+    kind: TaskKind
 
 
 def score(problems: str, generations: str, out: str, options: ScoreOptions) -> tuple[dict[str, Any], "Run"]:
@@ -55,12 +56,12 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
     check_output(out, overwrite=options.overwrite)
     problem_set = read_problems(problems)
     given = read_generations(generations, {problem.problem_id for problem in problem_set.problems})
-    if options.kind != "plain":
+    if options.kind.name != "plain":
         problem_set = _of_kind(problem_set, given, options)
     _check_complete(problem_set, given, options.partial)
     ks = choose_ks(options.ks, given)
     which, num_parts = options.part
-    header = make_header(problem_set, given, options.limits, "strict", ks, f"{which}/{num_parts}", options.kind)
+    header = make_header(problem_set, given, _settings(options, ks))
     part = list(enumerate(problem_set.problems))[which - 1 :: num_parts]
     chosen = [(index, problem) for index, problem in part if problem.problem_id in given.completions]
     for language in sorted({problem.language for _, problem in chosen}):
@@ -68,7 +69,7 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
     journal = Journal(journal_path(out), header, resume=options.resume) if out != "-" else None
     try:
         run = Run(given, options, journal)
-        run.judge([problem for _, problem in chosen], cache_path(problem_set, options.limits, options.kind))
+        run.judge([problem for _, problem in chosen], cache_path(problem_set, options.limits, options.kind.name))
     except BaseException:
         if journal is not None:
             journal.close(is_finished=False)
@@ -79,12 +80,28 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
 def _of_kind(problem_set: ProblemSet, given: Generations, options: ScoreOptions) -> ProblemSet:
     """The problems made into the kind of task that was asked for; those without a generation only if all are needed."""
     chosen = [p for p in problem_set.problems if not options.partial or p.problem_id in given.completions]
+    kind = options.kind.name
+    if kind == "explain" and options.kind.explanations is None:
+        raise EvalError("a program of the kind explain is written from an explanation", fix="give --explanations")
     made = problems_of_kind(chosen, options.kind, options.num_workers)
     unknown = sorted(given.completions.keys() - {problem.problem_id for problem in made})
     if unknown:
-        what = f'problem "{unknown[0]}" cannot be made into the kind {options.kind}'
-        raise EvalError(what, fix=f"generate from mft-eval problems --kind {options.kind}")
-    return replace(problem_set, name=f"{problem_set.name} ({options.kind})", problems=tuple(made))
+        what = f'problem "{unknown[0]}" cannot be made into the kind {kind}'
+        raise EvalError(what, fix=f"generate from mft-eval problems --kind {kind}")
+    return replace(problem_set, name=f"{problem_set.name} ({kind})", problems=tuple(made))
+
+
+def _settings(options: ScoreOptions, ks: tuple[int, ...]) -> dict[str, Any]:
+    which, num_parts = options.part
+    return {
+        "timeout_seconds": options.limits.timeout_seconds,
+        "memory_mb": options.limits.memory_mb,
+        "isolation": "strict",
+        "ks": list(ks),
+        "part": f"{which}/{num_parts}",
+        "kind": options.kind.name,
+        "explanations_sha256": options.kind.explanations_sha256,
+    }
 
 
 def _results(

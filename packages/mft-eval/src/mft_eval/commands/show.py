@@ -22,6 +22,8 @@ def _tables(results: dict[str, Any], style: str) -> str:
     groups = [("all", results), *results["tags"].items()]
     rows = [[group, str(found["num_problems"]), *(_score(found, name) for name in names)] for group, found in groups]
     text = TABLES[style](["problems", "count", *names], rows)
+    measures = [[name, f"{value:.4f}"] for name, value in results["measures"].items()]
+    text += "\n" + TABLES[style](["beside", "mean"], measures) if measures else ""
     verdicts = [[verdict, str(count)] for verdict, count in results["verdicts"].items() if count]
     text += "\n" + TABLES[style](["verdict", "samples"], verdicts)
     failed = [

@@ -9,6 +9,7 @@ def summary(results: dict[str, Any]) -> str:
     for name, value in results["pass_at_k"].items():
         interval = results["intervals"][name]
         lines.append(f"{name}: {value:.4f} ({interval['low']:.4f} to {interval['high']:.4f})")
+    lines += [f"{name}: {value:.4f}" for name, value in results["measures"].items()]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in results["verdicts"].items() if count)
     lines.append(f"{len(results['problems'])} problems: {counts}")
     if results["num_missing"]:

@@ -158,6 +158,20 @@ def fenced_blocks(text: str) -> list[str]:
     return blocks
 
 
+def without_fences(text: str) -> str:
+    """The lines of `text` that stand outside of fenced code blocks."""
+    kept, fence = [], ""
+    for line in text.split("\n"):
+        match = _FENCE.match(line.rstrip("\r"))
+        if not fence and match:
+            fence = match[2]
+        elif fence and match and match[2].startswith(fence) and not match[3].strip():
+            fence = ""
+        elif not fence:
+            kept.append(line)
+    return "\n".join(kept)
+
+
 def cut_at_top_level(prompt: str, completion: str) -> str:
     """`completion` up to its first line that starts a new top-level statement after `prompt`.
 

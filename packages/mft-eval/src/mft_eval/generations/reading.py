@@ -22,14 +22,18 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """Completions by problem and sample index; `sha256` is of the bytes read."""
+    """Completions by problem and sample index; `sha256` is of the bytes read.
+
+    `runs` are the different `run` objects of the lines, which say what model wrote them and how, in a fixed order.
+    """
 
     sha256: str
     completions: dict[str, dict[int, Completion]]
+    runs: list[dict[str, Any]]
 
 
-def read_generations(source: str, problem_ids: Collection[str]) -> Generations:
-    """The generations in the file `source`, `-` for stdin; every problem must be one of `problem_ids`."""
+def read_generations(source: str, problem_ids: Collection[str] | None) -> Generations:
+    """The generations in the file `source`, `-` for stdin; every problem must be one of `problem_ids`, if there are."""
     try:
         stored = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
@@ -37,13 +41,16 @@ def read_generations(source: str, problem_ids: Collection[str]) -> Generations:
     name = "stdin" if source == "-" else source
     if not stored:
         raise EvalError("no generations", where=name)
-    names = _names(problem_ids)
+    names = _names(problem_ids or ())
     completions: dict[str, dict[int, Completion]] = {}
+    runs: set[bytes] = set()
     for number, line in enumerate(stored.removesuffix(b"\n").split(b"\n"), start=1):
         where = f"{name} line {number}"
         record = _record(line, where)
         given, sample_index, completion = _ours(record, where) if "problem_id" in record else _theirs(record, where)
-        if given not in names:
+        if problem_ids is None:
+            names[given] = given
+        elif given not in names:
             raise EvalError(f'unknown problem "{given}"', where=where, fix="give the problems it was generated from")
         samples = completions.setdefault(names[given], {})
         # A file without indices numbers its samples by their order.
@@ -51,7 +58,9 @@ def read_generations(source: str, problem_ids: Collection[str]) -> Generations:
         if index in samples:
             raise EvalError(f'sample {index} of problem "{given}" is there twice', where=where)
         samples[index] = completion
-    return Generations(hashlib.sha256(stored).hexdigest(), completions)
+        if isinstance(record.get("run"), dict):
+            runs.add(orjson.dumps(record["run"], option=orjson.OPT_SORT_KEYS))
+    return Generations(hashlib.sha256(stored).hexdigest(), completions, [orjson.loads(run) for run in sorted(runs)])
 
 
 def _names(problem_ids: Collection[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What is found about one program, and the limits under which."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 VERDICTS = ("passed", "wrong", "exception", "timeout", "out-of-memory", "killed", "refused", "harness-error")
 OUTSIDE, INSIDE = "outside", "inside"
@@ -18,7 +18,8 @@ class Limits:
 class Judgement:
     """A verdict (of `VERDICTS`), a short reason, the mode that judged and the program's seconds.
 
-    `untrusted` says what a program written against this tool could have forged, empty where nothing.
+    `untrusted` says what a program written against this tool could have forged, empty where nothing. `measures` are
+    what the test found beside the verdict.
     """
 
     verdict: str
@@ -26,6 +27,7 @@ class Judgement:
     mode: str
     seconds: float
     untrusted: str = ""
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def run_python_test(session: Session, request: dict[str, Any]) -> tuple[str, str
 def _test_outside(session: Session, request: dict[str, Any], found: dict[str, Any]) -> tuple[str, str]:
     """Runs the test in this process; what the problem itself defines is not the program's to give."""
     namespace = session.test_globals
-    namespace["__name__"] = "test"
+    namespace |= {"__name__": "test", "__measures__": session.measures}
     _run_trusted(session, lambda: exec(compile(request["preamble"], "<preamble>", "exec"), namespace))  # noqa: S102
     namespace |= {
         name: value for name, value in found.items() if name == request["entry_point"] or name not in namespace

@@ -68,4 +68,11 @@ def read_outcome(outcome: dict[str, Any], problem: Problem, ruling: Ruling) -> J
     if outcome["verdict"] == "harness-error" and outcome.get("output", "").strip():
         detail = f"{detail}: {outcome['output'].strip().splitlines()[-1][:200]}"
     # Both can hold names that the program made up.
-    return Judgement(outcome["verdict"], printable(detail), mode, outcome.get("seconds", 0.0), printable(untrusted))
+    return Judgement(
+        verdict=outcome["verdict"],
+        detail=printable(detail),
+        mode=mode,
+        seconds=outcome.get("seconds", 0.0),
+        untrusted=printable(untrusted),
+        measures=outcome.get("measures", {}),
+    )

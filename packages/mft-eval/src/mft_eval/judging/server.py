@@ -183,8 +183,9 @@ def _outcome(request: dict[str, Any], incoming: int, outgoing: int) -> dict[str,
         return {**run_script_test(request, incoming, outgoing), "seconds": time.perf_counter() - start}
     session = Session(incoming, outgoing, may_use_objects=request["may_use_objects"])
     verdict, detail = run_python_test(session, request)
-    outcome = {"verdict": verdict, "detail": detail, "seconds": time.perf_counter() - start}
+    outcome: dict[str, Any] = {"verdict": verdict, "detail": detail, "seconds": time.perf_counter() - start}
     outcome |= {"uses_objects": session.uses_objects, "programs_word": session.programs_word}
+    outcome["measures"] = session.measures
     if request["limits"]["is_captured"]:
         error = f"{session.last_error_name}: {session.last_error}" if session.last_error else ""
         outcome |= {"line": session.failed_line, "call": _shown_ask(session.last_ask), "error": error[:2000]}

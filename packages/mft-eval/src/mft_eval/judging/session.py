@@ -47,6 +47,7 @@ class Session(Peer):
         self.uses_objects = False
         self.programs_word = ""
         self.test_globals: dict[str, Any] = {}
+        self.measures: dict[str, float] = {}
         self.last_error: Exception | None = None
         self.last_error_name = ""
         self.last_ask: tuple[Any, ...] = ()

@@ -8,6 +8,7 @@ from mft_eval.problems.compiled_tests import compiled_test
 from mft_eval.problems.fields import text, texts, user_message
 from mft_eval.problems.problem import InputOutputTest, Problem, PythonTest, Test
 from mft_eval.problems.sql_shapes import sql_messages, sql_test
+from mft_eval.problems.translation import LANGUAGE_TITLES
 
 # As judging's languages has them; a problem in another one is refused when it is read.
 LANGUAGE_NAMES = ("python", "cpp", "javascript", "sql")
@@ -35,7 +36,18 @@ def own_problem(record: dict[str, Any], where: str) -> Problem:
         language=language,
         tags=tuple(sorted(set(texts(record, "tags", where)))),
         timeout_seconds=timeout,
+        source=_source(record.get("source"), where),
     )
+
+
+def _source(source: Any, where: str) -> tuple[str, str] | None:
+    if source is None:
+        return None
+    match source:
+        case {"language": str(language), "code": str(code)} if language in LANGUAGE_TITLES:
+            return language, code
+    fix = f"a language of {', '.join(LANGUAGE_TITLES)}"
+    raise EvalError('"source" is not an object with "language" and "code"', where=where, fix=f"give it {fix}")
 
 
 def _asked(record: dict[str, Any], where: str) -> tuple[str, tuple[dict[str, str], ...]]:

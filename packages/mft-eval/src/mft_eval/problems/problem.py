@@ -64,7 +64,9 @@ class Problem:
 
     `reference` is a whole program that solves it, or empty where the source has none; `timeout_seconds` overrides the
     run's. `suffix_code` is what follows the completion, where it is to fill a gap; `buggy` a whole program to repair.
-    With `is_for_tests` the completion is a test script.
+    With `is_for_tests` the completion is a test script. `source` is the language and code of a program, which with
+    `is_translation` is to be translated;
+    `explanation` the words that the program is written from, and `docstring` those that they stand for.
     """
 
     problem_id: str
@@ -78,6 +80,10 @@ class Problem:
     suffix_code: str | None = None
     buggy: str = ""
     is_for_tests: bool = False
+    source: tuple[str, str] | None = None
+    is_translation: bool = False
+    docstring: str = ""
+    explanation: str | None = None
 
     @property
     def entry_point(self) -> str:

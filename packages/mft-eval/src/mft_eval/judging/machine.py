@@ -11,6 +11,7 @@ from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request
 from mft_eval.problems.problem import Problem, PythonTest
 
+STRICT, BEST_EFFORT = "strict", "best-effort"
 _ANSWER = "def answer(): return 42\n"
 _LIMITS = Limits(10.0, 256)
 # Kernel setting -> the value that lets sandboxes start, and the command that sets it.
@@ -31,13 +32,14 @@ _LAYERS = {
     "    hidden = not any(map(os.path.exists, ('/etc/passwd', '/home', '/proc/self', '/sys')))\n"
     "    try: open('/usr/mft-eval-probe', 'w')\n    except OSError: return 42 if hidden else 0\n    return 0\n",
     "processes": "import os\ndef answer():\n    return 42 if os.getpid() < 10 and os.getuid() != 0 else 0\n",
-    "process limit": "import os\ndef answer():\n    try:\n        for _ in range(64):\n"
-    "            if os.fork() == 0:\n                import time\n                time.sleep(9)\n"
-    "    except BlockingIOError: return 42\n    return 0\n",
     "memory limit": "def answer():\n    try: bytearray(2**30)\n    except MemoryError: return 42\n    return 0\n",
     "environment": "import os\ndef answer():\n"
     "    return 42 if set(os.environ) <= {'PYTHONHASHSEED', 'LANG', 'HOME', 'PATH', 'PWD', 'LC_CTYPE'} else 0\n",
     "further namespaces": "import ctypes\ndef answer(): return 42 if ctypes.CDLL(None).unshare(0x10000000) else 0\n",
+    # The last, since it leaves no process to others.
+    "process limit": "import os\ndef answer():\n    try:\n        for _ in range(64):\n"
+    "            if os.fork() == 0:\n                import time\n                time.sleep(9)\n"
+    "    except BlockingIOError: return 42\n    return 0\n",
 }
 
 
@@ -51,13 +53,31 @@ class Finding:
     mend: str = ""
 
 
-def check_sandbox(pool: JudgePool) -> None:
-    """Raises unless a program can be judged on this machine."""
+def check_sandbox(pool: JudgePool, isolation: str = STRICT) -> None:
+    """Raises unless a program can be judged on this machine; where `isolation` is strict, behind every layer."""
+    if _try(pool, _every_layer())["verdict"] == "passed":
+        return
+    missing = missing_layers(pool)
+    if missing and isolation == STRICT:
+        what = f"the sandbox does not hold on this machine: {', '.join(missing)} missing"
+        raise EvalError(what, fix="see mft-eval doctor, or go without with --isolation best-effort")
+
+
+def missing_layers(pool: JudgePool) -> list[str]:
+    """The layers that do not hold; raises where no sandbox starts."""
     outcome = _try(pool, _ANSWER)
     if outcome["verdict"] != "passed":
         reason = (outcome.get("output", "").strip().splitlines() or [outcome["detail"] or outcome["verdict"]])[-1]
         what = f"programs cannot be judged on this machine: {reason}"
         raise EvalError(what, fix="allow unprivileged user namespaces: mft-eval doctor says how")
+    return [found.name for found in layer_findings(pool) if not found.is_ok]
+
+
+def _every_layer() -> str:
+    """A program that answers as each layer's does, where all of them hold."""
+    programs = [program.replace("def answer()", f"def layer_{name}()") for name, program in enumerate(_LAYERS.values())]
+    calls = ", ".join(f"layer_{name}" for name in range(len(programs)))
+    return "".join(programs) + f"def answer(): return 42 if all(layer() == 42 for layer in ({calls})) else 0\n"
 
 
 def _try(pool: JudgePool, program: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def f(what):
 assert not {name for name in f("environment") if "SECRET" in name}
 assert 0 not in f("user")
 assert f("processes")
-assert not {"home", "etc", "proc", "sys", "var", "work"} & set(f("root"))
+assert not {"home", "proc", "sys", "var", "work"} & set(f("root"))
 """
     assert judge(program, test).verdict == "passed"
 

@@ -1,10 +1,11 @@
-"""From a completion to a program in a language with braces: C++ or JavaScript."""
+"""From a completion to a program in a language with braces: C++, JavaScript, Java or Rust."""
 
 import re
 
 from mft_eval.generations.extraction import drop_thinking, fenced_blocks
 
-_HEAD = re.compile(r"^(?:#include|using |import |const \w+ = require).*$", re.MULTILINE)
+_HEAD = re.compile(r"^(?:#include|using |use |import |const \w+ = require).*$", re.MULTILINE)
+_OPENED_CLASS = re.compile(r"^.*?\bclass\s+(\w+)[^{]*\{", re.MULTILINE)
 
 
 def extract_source(completion: str, entry_point: str, prompt: str) -> str:
@@ -20,18 +21,30 @@ def extract_source(completion: str, entry_point: str, prompt: str) -> str:
         return max(blocks, key=len) if blocks else completion
     chosen = next((block for block in blocks if re.search(rf"\b{re.escape(entry_point)}\b", block)), None)
     if chosen is not None:
+        opened = _OPENED_CLASS.search(prompt)
+        if opened and not re.search(rf"\bclass\s+{opened[1]}\b", chosen):
+            # The method alone, of a class that the prompt opens.
+            chosen = f"{opened[0].strip()}\n{chosen}}}\n"
         lacking = [line for line in _HEAD.findall(prompt) if line not in chosen]
         return "".join(f"{line}\n" for line in lacking) + chosen
     unfenced = completion.partition("```")[0]
     is_raw = not blocks or _closing_brace(prompt, unfenced) is not None
     continued = unfenced if is_raw else blocks[0]
     end = _closing_brace(prompt, continued)
-    return prompt + (continued if end is None else f"{continued[:end]}\n")
+    if end is not None:
+        return f"{prompt}{continued[:end]}\n"
+    # A model that was stopped before the last braces, as MultiPL-E does, has written the rest; one that wrote nothing
+    # is given no function without a body, which C++ takes for anything.
+    return f"{prompt}{continued}\n{'}' * _depth(prompt + continued) if continued.strip() else ''}\n"
+
+
+def _depth(code: str) -> int:
+    return code.count("{") - code.count("}")
 
 
 def _closing_brace(prompt: str, completion: str) -> int | None:
     """Where in `completion` the brace ends that closes what `prompt` has left open, if one does."""
-    depth = prompt.count("{") - prompt.count("}")
+    depth = _depth(prompt)
     for position, character in enumerate(completion):
         depth += (character == "{") - (character == "}")
         if character == "}" and depth <= 0:

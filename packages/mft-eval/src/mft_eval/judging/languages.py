@@ -3,10 +3,10 @@
 import os
 import shutil
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from mft_eval.errors import EvalError
+from mft_eval.sandbox.bubblewrap import toolchain_mounts
 from mft_eval.sandbox.sql_host import QUERY_FILE
 
 
@@ -24,8 +24,22 @@ class Language:
     run: tuple[str, ...]
     memory_limit: str = "RLIMIT_AS"
     num_processes: int = 16
+    files: dict[str, str] = field(default_factory=dict)
 
 
+# A toolchain finds its libraries by /proc, which the sandbox has not.
+_LIBRARIES = ("env", "LD_LIBRARY_PATH={folder}/../lib")
+_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:-UseContainerSupport", "-Xshare:auto")
+# The linker by its own name: cc is a link by way of /etc.
+_RUSTC = ("--edition", "2021", "-A", "warnings", "-C", "debuginfo=0", "-C", "linker=gcc")
+_RUST_MAIN = """mod program;
+fn main() {
+    program::mft_run();
+    let mut word = String::new();
+    std::io::stdin().read_line(&mut word).unwrap();
+    print!("{}", word);
+}
+"""
 LANGUAGES = {
     language.name: language
     for language in (
@@ -33,6 +47,25 @@ LANGUAGES = {
         Language("cpp", "g++", "main.cpp", ("g++", "-std=c++17", "-O1", "-w", "-o", "main", "main.cpp"), ("./main",)),
         Language("sql", "python3", QUERY_FILE, (), ("{python}", "-I", "-S", "-B", "{package}/sandbox/sql_host.py")),
         Language("javascript", "node", "main.js", (), ("node", "main.js"), "RLIMIT_DATA", 32),
+        Language(
+            "java",
+            "javac",
+            "Main.java",
+            (*_LIBRARIES, "{command}", *(f"-J{option}" for option in _JVM), "-nowarn", "-proc:none", "Main.java"),
+            (*_LIBRARIES, "{folder}/java", *_JVM, "-ea", "-Xss64m", "-cp", ".", "MftTests"),
+            "RLIMIT_DATA",
+            64,
+        ),
+        Language(
+            "rust",
+            "rustc",
+            "program.rs",
+            (*_LIBRARIES, "{command}", *_RUSTC, "-o", "main", "main.rs"),
+            ("./main",),
+            "RLIMIT_DATA",
+            64,
+            {"main.rs": _RUST_MAIN},
+        ),
     )
 }
 # They run in the interpreter that runs this.
@@ -48,8 +81,16 @@ def check_toolchain(name: str) -> None:
 
 
 def toolchain_path(language: Language) -> str | None:
-    """Where the language's command lies, below /usr or /bin, or None; for some it is this interpreter."""
+    """Where the sandbox shows the language's command, or None; for some it is this interpreter."""
     if language.name in _OURS:
         return sys.executable
-    found = shutil.which(language.command, path="/usr/local/bin:/usr/bin:/bin")
-    return found if found and Path(os.path.realpath(found)).is_relative_to("/usr") else None
+    folders = {"/usr/local/bin": "", "/usr/bin": "", "/bin": ""}
+    folders |= {f"{outside}/bin": f"{inside}/bin" for inside, outside in toolchain_mounts().items()}
+    for outside, inside in folders.items():
+        if found := shutil.which(language.command, path=outside):
+            path = os.path.realpath(found)
+            if inside:
+                return f"{inside}/{language.command}"
+            if path.startswith("/usr/"):
+                return path
+    return None

@@ -28,8 +28,11 @@ _LAYERS = {
     "network": "import socket\ndef answer():\n    try: socket.create_connection(('127.0.0.1', 22), 1)\n"
     "    except ConnectionRefusedError: pass\n    except OSError: pass\n"
     "    return 42 if [name for _, name in socket.if_nameindex()] == ['lo'] else 0\n",
-    "files": "import os\ndef answer():\n"
-    "    hidden = not any(map(os.path.exists, ('/etc/passwd', '/home', '/proc/self', '/sys')))\n"
+    "files": "import glob, os\ndef answer():\n"
+    "    hidden = not any(map(os.path.exists, ('/etc/passwd', '/proc/self', '/sys')))\n"
+    # A home may hold the interpreter and nothing else.
+    "    homes = [*glob.glob('/home/*'), *glob.glob('/root')]\n"
+    "    hidden = hidden and all(len(os.listdir(home)) < 2 for home in homes)\n"
     "    try: open('/usr/mft-eval-probe', 'w')\n    except OSError: return 42 if hidden else 0\n    return 0\n",
     "processes": "import os\ndef answer():\n    return 42 if os.getpid() < 10 and os.getuid() != 0 else 0\n",
     "memory limit": "def answer():\n    try: bytearray(2**30)\n    except MemoryError: return 42\n    return 0\n",
@@ -119,6 +122,7 @@ def layer_findings(pool: JudgePool) -> list[Finding]:
 def toolchain_findings() -> list[Finding]:
     """The languages that programs can be judged in here; a missing one hinders only its own problems."""
     packages = {"g++": "apt-get install g++", "node": "apt-get install nodejs"}
+    packages |= {"javac": "apt-get install default-jdk-headless", "rustc": "apt-get install rustc"}
     findings = []
     for language in LANGUAGES.values():
         path = toolchain_path(language)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from mft_eval.judging.judgement import INSIDE, OUTSIDE, Judgement, Limits, Ruling
-from mft_eval.judging.languages import LANGUAGES
+from mft_eval.judging.languages import LANGUAGES, toolchain_path
 from mft_eval.problems.problem import CompiledTest, Problem, PythonTest
 from mft_eval.sandbox.bubblewrap import PACKAGE_DIR
 from mft_eval.wire.exceptions import printable
@@ -47,11 +47,13 @@ def make_request(
     suffix = problem.test.suffix if isinstance(problem.test, CompiledTest) else ""
     cases = () if isinstance(problem.test, CompiledTest) else problem.test.cases
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    command = toolchain_path(language) or language.command
+    places = {"python": python, "package": PACKAGE_DIR, "command": command, "folder": os.path.dirname(command)}  # noqa: PTH120
     return request | {
         "kind": "script",
-        "files": {language.file_name: program + suffix},
-        "build": language.build,
-        "run": [word.format(python=python, package=PACKAGE_DIR) for word in language.run],
+        "files": {**language.files, language.file_name: program + suffix},
+        "build": [word.format(**places) for word in language.build],
+        "run": [word.format(**places) for word in language.run],
         "is_beside": is_beside,
         "cases": cases,
     }

@@ -7,12 +7,17 @@ from mft_eval.errors import EvalError
 from mft_eval.problems.compiled_tests import compiled_test
 from mft_eval.problems.fields import task_id, text, user_message
 from mft_eval.problems.problem import Problem
+from mft_eval.problems.translation import LANGUAGE_TITLES
 
-_NAMES = {"cpp": "C++", "javascript": "JavaScript"}
-_MULTIPLE = {"cpp": "cpp", "js": "javascript"}
-_HUMANEVAL_X = {"CPP": "cpp", "JavaScript": "javascript"}
+_MULTIPLE = {"cpp": "cpp", "js": "javascript", "java": "java", "rs": "rust"}
+_HUMANEVAL_X = {"CPP": "cpp", "JavaScript": "javascript", "Java": "java", "Rust": "rust"}
+# HumanEval-X names crates that a machine without a registry has not; hardly a program uses them.
+_CRATES = re.compile(r"^[ \t]*use\s+(?:rand|regex|md5)\b[^;]*;", re.MULTILINE)
+_CLASS = re.compile(r"\bclass\s+(\w+)")
 _LAST_FUNCTION = {
     "cpp": re.compile(r"([A-Za-z_]\w*)\s*\([^{};]*\)\s*\{\s*\Z"),
+    "java": re.compile(r"([A-Za-z_]\w*)\s*\([^{};]*\)[^{};()]*\{\s*\Z"),
+    "rust": re.compile(r"fn\s+([A-Za-z_]\w*)[^{}]*\{\s*\Z"),
     "javascript": re.compile(r"(?:function\s+|const\s+|let\s+|var\s+)([A-Za-z_$]\w*)[^{}]*\{\s*\Z"),
 }
 
@@ -45,13 +50,17 @@ def _problem(problem_id: str, language: str, prompt: str, tests: str, reference:
     found = _LAST_FUNCTION[language].search(prompt)
     if found is None:
         raise EvalError("the prompt does not end in the head of a function", where=where)
-    name = _NAMES[language]
+    name = LANGUAGE_TITLES[language]
+    # A test in Java that is no class of its own derives from the one that the prompt opens.
+    opened = _CLASS.search(prompt) if language == "java" else None
+    if language == "rust":
+        prompt, reference = _CRATES.sub("", prompt), _CRATES.sub("", reference)
     ask = f"Complete this {name} function. Answer with the whole function in one fenced block of {name}."
     return Problem(
         problem_id=problem_id,
         messages=user_message(f"{ask}\n\n```{language}\n{prompt.strip()}\n```"),
         prompt_code=prompt,
-        test=compiled_test(language, found[1], tests),
+        test=compiled_test(language, found[1], tests, opened[1] if opened else ""),
         reference=reference,
         language=language,
     )

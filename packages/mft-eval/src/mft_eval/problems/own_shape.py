@@ -11,7 +11,7 @@ from mft_eval.problems.sql_shapes import sql_messages, sql_test
 from mft_eval.problems.translation import LANGUAGE_TITLES
 
 # As judging's languages has them; a problem in another one is refused when it is read.
-LANGUAGE_NAMES = ("python", "cpp", "javascript", "sql")
+LANGUAGE_NAMES = ("python", "cpp", "javascript", "java", "rust", "sql")
 
 
 def own_problem(record: dict[str, Any], where: str) -> Problem:

@@ -16,6 +16,7 @@ _PACKAGE_PARENT = "/opt/judge"
 # Where the sandbox shows this package.
 PACKAGE_DIR = f"{_PACKAGE_PARENT}/mft_eval"
 _BWRAP_DIR = "/opt/bubblewrap"
+_RUST_DIR = "/opt/rust"
 _START = "import sys; sys.path.append({!r}); from mft_eval.{} import main; main()"
 _SERVER = "judging.server"
 _DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
@@ -88,8 +89,21 @@ def _mounts() -> dict[str, str]:
     for prefix in (sys.base_prefix, sys.base_exec_prefix):
         if not any(Path(prefix).is_relative_to(mount) for mount in mounts):
             mounts[prefix] = prefix
+    mounts |= toolchain_mounts()
     mounts[PACKAGE_DIR] = str(Path(__file__).parents[1])
     return mounts
+
+
+def toolchain_mounts() -> dict[str, str]:
+    """As `_mounts`, the folders beside the system's own that compilers need: Java's settings, rustup's toolchain."""
+    rustup = Path(os.environ.get("RUSTUP_HOME") or Path.home() / ".rustup")
+    toolchain = min((rustup / "toolchains").glob("*"), key=_is_not_stable, default=None)
+    settings = {str(path): str(path) for path in Path("/etc").glob("java-*-openjdk")}
+    return settings | ({_RUST_DIR: str(toolchain)} if toolchain else {})
+
+
+def _is_not_stable(toolchain: Path) -> tuple[bool, str]:
+    return not toolchain.name.startswith("stable"), toolchain.name
 
 
 def _file_system(mounts: dict[str, str]) -> list[str]:

@@ -59,6 +59,11 @@ def launch(
     asked = check_usage(asked, os.environ, is_printing=print_command)
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--force"] * force
     settings = read_config(config, overrides)
+    if settings.trust_remote_code and is_first_process():
+        click.echo(
+            f"trust_remote_code: the Python code that comes with {settings.model} is run with all rights that you have",
+            err=True,
+        )
     arguments = ["launch", str(config), *overrides, *flags]
     if print_command:
         click.echo(printed_commands(asked, arguments, os.environ))
@@ -69,6 +74,13 @@ def launch(
         final = start(settings, arguments, asked, is_resume=resume, is_overwrite=overwrite, is_forced=force)
     if os.environ.get("RANK", "0") == "0":
         click.echo(final)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that a person started, or the first of those that a launcher of theirs did."""
+    from mft_train.running.run_lock import LAUNCHER
+
+    return LAUNCHER not in os.environ and os.environ.get("RANK", "0") == "0"
 
 
 @main.command()

@@ -100,20 +100,52 @@ def test_every_attention_trains_the_same_curve(launch):
     assert curves["sdpa"] == pytest.approx(curves["segments"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("attention", "message"),
-    [
-        ("segments", "attention segments cannot run this model: attention by segment knows no mask, soft cap, sink or"),
-        ("sdpa", "does not support this attention, set attention: eager"),
-    ],
-)
-def test_soft_capped_scores_need_eager(launch, tmp_path, attention, message):
-    result, run_dir = launch(model=gemma(tmp_path / "gemma"), attention=attention)
+def test_soft_capped_scores_run_by_segment_as_in_eager_and_not_by_sdpa(launch, tmp_path):
+    model = gemma(tmp_path / "gemma")
+    curves = {}
+    for attention in ("auto", "eager"):
+        result, run_dir = launch(model=model, attention=attention)
+        assert result.exit_code == 0, result.stderr
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        curves[attention] = [line["loss"] for line in lines if line["event"] in ("train", "validation")]
+        assert yaml.safe_load((run_dir / "config.yaml").read_text())["attention"] == attention.replace(
+            "auto", "segments"
+        )
+    assert curves["auto"] == pytest.approx(curves["eager"], rel=1e-5)
+    result, run_dir = launch(model=model, attention="sdpa")
     assert (result.exit_code, run_dir.exists()) == (1, False)
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("Error: "))
-    assert message in line
-    assert line.endswith("set attention: eager")
-    assert launch(model=str(tmp_path / "gemma"), attention="eager")[0].exit_code == 0
+    assert line.endswith("does not support this attention, set attention: eager")
+
+
+def test_a_model_that_knows_no_other_attention_is_given_one_of_its_own(launch, tmp_path):
+    from transformers import FalconConfig
+
+    model = save(
+        FalconConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4), tmp_path / "f"
+    )
+    result, run_dir = launch(model=model)
+    assert result.exit_code == 0, result.stderr
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["attention"] == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_weak_leak_is_not_taken_for_rounding(config, tmp_path, dtype):
+    """The state of this model's mixers decays: its logits move by less than bfloat16 is allowed to round."""
+    from transformers import FalconH1Config
+
+    mixer = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+    path = save(FalconH1Config(**SHAPE | mixer, head_dim=8), tmp_path / "hybrid")
+    chosen = config(model=path, dtype=dtype)
+    dataset = open_dataset(chosen.dataset)
+    model = load_model(chosen, settle_compute(chosen, CPU), dataset).to(getattr(torch, dtype))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "mamba.out_proj" in name:
+                parameter.mul_(0.5)
+    with pytest.raises(TrainError, match=r"see each other: logits differ by .* of the largest, build the dataset with"):
+        check_isolation(model, dtype)
+    check_isolation(model, dtype, is_packed=False)
 
 
 def test_a_model_that_cannot_tell_conversations_apart_trains_on_rows_of_one(launch, config, tmp_path, make_dataset):

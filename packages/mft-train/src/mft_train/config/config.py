@@ -147,10 +147,16 @@ class RunConfig(Section):
     """Everything that defines a run."""
 
     model: str = Field(description="base model: Hugging Face directory or hub id", examples=["base/"])
-    dataset: str = Field(description="dataset directory written by mft-data build", examples=["dataset/"])
+    dataset: str = Field(
+        description="dataset written by mft-data build: a directory, or s3://, gs://, azure://, hf://, oci://",
+        examples=["dataset/"],
+    )
     output: str = Field(description="run directory to create", examples=["run/"])
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="train an adapter, an adapter over a base in 4 bits, or all weights"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run the Python code that comes with the base model, with all rights that you have"
     )
     max_steps: PositiveInt | None = Field(None, description="optimizer steps; give this or epochs", examples=[200])
     epochs: PositiveInt | None = Field(None, description="passes over the training rows; give this or max_steps")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mft_train.loss.linear_cross_entropy import chunks, linear_cross_entropy, weighted_sum
+from mft_train.model.forward_pass import forward_keywords, keeps_positions
 from mft_train.rows.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ class LossHead:
 
     If the model's logits are its output projection's and nothing more, `linear_cross_entropy` takes the projection's
     place for the pass and no logits are kept. Other models (a bias, scaled or soft-capped logits, an adapter on the
-    projection) give their logits at supervised positions, and the loss is taken from those.
+    projection) give their logits at supervised positions, and the loss is taken from those. Only a model that is of
+    the latter kind and cannot be asked for positions gives its logits at all of them.
     """
 
     def __init__(self, model: PreTrainedModel, router: RouterLoss | None = None) -> None:
         self.projection = plain_projection(model)
         self.router = router
+        self.keeps_positions = keeps_positions(model)
 
     def __call__(self, model: nn.Module, batch: PackedBatch, coefficients: Tensor) -> tuple[Tensor, Tensor, Any]:
         """The sum of coefficient times token loss (0-d, differentiable), the token losses (P,), the model's output.
@@ -38,22 +41,25 @@ class LossHead:
         `coefficients` (P,) holds the weight of each supervised token. A batch without supervised tokens gives a zero
         that is still connected to every parameter, so that no rank waits for a gradient.
         """
-        keywords = batch.forward_keywords() | (self.router.forward_keywords() if self.router else {})
-        labels = batch.labels
+        keywords = forward_keywords(model, batch) | (self.router.forward_keywords() if self.router else {})
+        labels, positions = batch.labels, batch.kept_positions
         is_empty = labels.numel() == 0
         if is_empty:  # the one position that `forward_keywords` keeps, at no weight
             labels, coefficients = labels.new_zeros(1), coefficients.new_zeros(1)
         losses: list[Tensor] = []
 
+        def kept(everything: Tensor) -> Tensor:
+            return everything[0] if self.keeps_positions else everything[0, positions]
+
         projection = self.projection
         if projection is None:
             output = model(**keywords)
-            losses.append(token_losses_of(output.logits[0], labels))
+            losses.append(token_losses_of(kept(output.logits), labels))
             objective = weighted_sum(coefficients, losses[0])
         else:
 
             def weighted(hidden: Tensor) -> Tensor:
-                objective, token_losses = linear_cross_entropy(hidden[0], projection.weight, labels, coefficients)
+                objective, token_losses = linear_cross_entropy(kept(hidden), projection.weight, labels, coefficients)
                 losses.append(token_losses)
                 return objective
 
@@ -75,8 +81,9 @@ def plain_projection(model: PreTrainedModel) -> nn.Linear | None:
     if type(projection) is not nn.Linear or projection.bias is not None:
         return None
     batch = pack_rows([Row(np.zeros(4, np.int64), np.ones(4, np.int64), np.array([4]), 0)]).to(projection.weight.device)
-    known = torch.linspace(-100, 100, 3 * projection.out_features, device=projection.weight.device)
-    known = known.view(1, 3, -1).to(projection.weight.dtype)
+    length = 3 if keeps_positions(model) else 4
+    known = torch.linspace(-100, 100, length * projection.out_features, device=projection.weight.device)
+    known = known.view(1, length, -1).to(projection.weight.dtype)
     shapes = []
 
     def answer(hidden: Tensor) -> Tensor:
@@ -84,8 +91,8 @@ def plain_projection(model: PreTrainedModel) -> nn.Linear | None:
         return known
 
     with replaced_forward(projection, answer), torch.no_grad():
-        logits = model(**batch.forward_keywords()).logits
-    is_plain = shapes == [(1, 3, projection.in_features)] and torch.equal(logits.float(), known.float())
+        logits = model(**forward_keywords(model, batch)).logits
+    is_plain = shapes == [(1, length, projection.in_features)] and torch.equal(logits.float(), known.float())
     return projection if is_plain else None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mft_train.errors import TrainError
+from mft_train.model.forward_pass import forward_keywords
 from mft_train.rows.packed_batch import Row, pack_rows
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def find_router_loss(model: PreTrainedModel, config: RunConfig) -> RouterLoss | 
     model.eval()
     try:
         with torch.no_grad():
-            output = model(**batch.forward_keywords(), output_router_logits=True)
+            output = model(**forward_keywords(model, batch), output_router_logits=True)
     finally:
         model.train(training)
     expected = getattr(output, "aux_loss", None)

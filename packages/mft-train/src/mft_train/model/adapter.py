@@ -28,6 +28,7 @@ def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
         lora_alpha=settings.alpha,  # ty: ignore[invalid-argument-type] - peft takes fractions
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
+        exclude_modules=fused_projections(model) if settings.target_modules == "all-linear" else None,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         modules_to_save=settings.modules_to_save or None,
@@ -46,6 +47,18 @@ def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()  # a module that is trained whole comes in the base's type
     return peft_model
+
+
+def fused_projections(model: nn.Module) -> list[str] | None:
+    """The names of linear layers whose weight a fused kernel reads, so that an adapter on them would do nothing.
+
+    Those are the projections of time steps and of the output in Mamba's mixers.
+    """
+    mixers = [
+        (name, module) for name, module in model.named_modules() if hasattr(module, "conv1d") and hasattr(module, "D")
+    ]
+    found = [f"{name}.{part}" for name, module in mixers for part in ("dt_proj", "out_proj") if hasattr(module, part)]
+    return found or None
 
 
 def check_saved_modules(model: nn.Module, endings: list[str]) -> None:

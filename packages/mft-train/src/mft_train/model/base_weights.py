@@ -19,8 +19,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 def base_identity(model: str) -> str:
     """What tells a base model from every other, wherever it lies: of a directory by contents, of a hub id by commit.
 
-    A directory's is a hash over the names and contents of config.json and every weight file. Raises TrainError if a
-    file is missing, or OSError if the hub has no such model.
+    A directory's is a hash over the names and contents of config.json, every weight file and Python code beside them.
+    Raises TrainError if a file is missing, or OSError if the hub has no such model.
     """
     directory = Path(model)
     if not directory.is_dir():
@@ -28,7 +28,7 @@ def base_identity(model: str) -> str:
 
         path = Path(str(cached_file(model, "config.json")))  # .../snapshots/COMMIT/config.json
         return f"{model} at commit {path.parent.name}"
-    names = ["config.json", *weight_names(directory)]
+    names = ["config.json", *weight_names(directory), *sorted(path.name for path in directory.glob("*.py"))]
     try:
         with ThreadPoolExecutor(NUM_READERS) as pool:  # hashing releases the interpreter
             digests = list(pool.map(file_sha256, [directory / name for name in names]))

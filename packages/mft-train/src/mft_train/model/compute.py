@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_train.errors import TrainError
 from mft_train.model import segment_attention
@@ -62,6 +62,38 @@ def attention(config: RunConfig, device: torch.device) -> str:
             "attention flash_attention_2 needs a CUDA device and the flash-attn package",
             fix="pip install flash-attn --no-build-isolation, or set attention: segments",
         )
-    if config.attention == "auto":
+    if config.attention != "auto":
+        return config.attention
+    if has_own_code(config):
+        return "eager"  # the one that every model has
+    model_class = find_model_class(config.model)
+    if model_class is None or model_class._supports_attention_backend:
         return "flash_attention_2" if has_flash else segment_attention.NAME
-    return config.attention
+    return "sdpa" if model_class._supports_sdpa else "eager"
+
+
+def has_own_code(config: RunConfig) -> bool:
+    """Whether the base model is run by Python code that comes with it."""
+    return config.trust_remote_code and "AutoModelForCausalLM" in read_model_config(config.model).get("auto_map", {})
+
+
+def find_model_class(model: str) -> Any:
+    """The class of transformers that a base model is loaded as; None if there is none, which its loading will tell."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[read_model_config(model)["model_type"]]]
+    except KeyError:
+        return None
+
+
+def read_model_config(model: str) -> dict[str, Any]:
+    """What the config.json of a model says; empty if it cannot be read, which the loading of the model will tell."""
+    from transformers import PretrainedConfig
+
+    try:
+        values, _ = PretrainedConfig.get_config_dict(model)
+    except (OSError, ValueError):
+        return {}
+    return values

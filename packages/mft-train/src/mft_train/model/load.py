@@ -75,7 +75,7 @@ def load_base(config: RunConfig, compute: Compute, dtype: torch.dtype, weights_d
             source,
             dtype=dtype,
             attn_implementation=compute.attention,
-            trust_remote_code=False,
+            trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             **(quantized_loading(config, compute) if config.method == "qlora" else {}),
         )
@@ -123,9 +123,9 @@ def empty_model(config: RunConfig) -> PreTrainedModel:
 
     check_model_dir(config.model)
     with loading(config.model):
-        shape = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+        shape = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
     if config.method == "full":
         return model
     with torch.device("meta"):
@@ -141,6 +141,11 @@ def loading(model: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = first_line(error)
+        if "trust_remote_code" in str(error):
+            raise TrainError(
+                f'model "{model}" is made by Python code that comes with it',
+                fix="set trust_remote_code: true if you trust that code",
+            ) from error
         if re.search("does not support .*attention", reason, re.IGNORECASE):
             raise TrainError(f'model "{model}" does not support this attention', fix="set attention: eager") from error
         raise TrainError(f'model "{model}" cannot be loaded: {reason}') from error

@@ -29,6 +29,16 @@ class Row:
     segment_weights: np.ndarray | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversations:
+    """The borders of the conversations in a batch, on the host; a value of its own, which nothing copies to a device.
+
+    The G + 1 `borders` begin with 0 and end with T.
+    """
+
+    borders: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Rows concatenated to T tokens in G conversations with P supervised tokens.
@@ -40,6 +50,7 @@ class PackedBatch:
     input_ids: Tensor  # (1, T) int64
     position_ids: Tensor  # (1, T) int64, from 0 in every conversation
     cu_seqlens: Tensor  # (G + 1,) int32, borders of the conversations
+    conversations: Conversations  # the same on the host
     max_seqlen: int
     predict_positions: Tensor  # (P,) int64, the positions whose logits predict a supervised token
     labels: Tensor  # (P,) int64, the supervised tokens
@@ -57,27 +68,29 @@ class PackedBatch:
         }
         return PackedBatch(**moved)
 
+    @property
+    def kept_positions(self) -> Tensor:
+        """The positions of the logits: those that predict a supervised token, without one the first; (max(P, 1),)."""
+        keep = self.predict_positions
+        return keep if keep.numel() else keep.new_zeros(1)
+
     def forward_keywords(self) -> dict[str, Any]:
         """Keywords for a Hugging Face causal model: logits of shape (1, P, vocabulary), attention by conversation.
 
         No attention mask is passed on purpose: a mask of ones turns the isolation of packed rows off. Without a
         supervised token one position is kept, so that the loss stays connected to every parameter.
         """
-        import torch
-
-        keep = self.predict_positions
-        if keep.numel() == 0:
-            keep = torch.zeros(1, dtype=torch.int64, device=keep.device)
         return {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
             "attention_mask": None,
             "use_cache": False,
-            "logits_to_keep": keep,
+            "logits_to_keep": self.kept_positions,
             "cu_seq_lens_q": self.cu_seqlens,
             "cu_seq_lens_k": self.cu_seqlens,
             "max_length_q": self.max_seqlen,
             "max_length_k": self.max_seqlen,
+            "conversations": self.conversations,
         }
 
 
@@ -97,6 +110,7 @@ def pack_rows(rows: Sequence[Row]) -> PackedBatch:
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(position_ids)[None],
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+        conversations=Conversations(tuple(cu_seqlens.tolist())),
         max_seqlen=int(segment_lengths.max()),
         predict_positions=torch.from_numpy(label_positions - 1),
         labels=torch.from_numpy(input_ids[label_positions]),

@@ -33,7 +33,7 @@ def check_tokenizer(config: RunConfig, dataset: DatasetDir, *, is_forced: bool) 
     Tokens that only one of them has are no mismatch, nor is another chat template. Another end of the answer is told,
     and so is a mismatch that is forced. A model without a tokenizer is taken as it is.
     """
-    theirs = model_vocabulary(config.model)
+    theirs = model_vocabulary(config.model, trust_remote_code=config.trust_remote_code)
     if theirs is None:
         return
     ours = read_vocabulary(dataset.tokenizer_dir)
@@ -64,7 +64,7 @@ def mismatches(ours: Vocabulary, theirs: Vocabulary) -> list[tuple[int, str, str
     return found
 
 
-def model_vocabulary(model: str) -> Vocabulary | None:
+def model_vocabulary(model: str, *, trust_remote_code: bool) -> Vocabulary | None:
     """The vocabulary of a model's own tokenizer, None if it has none or none that can be loaded."""
     path = Path(model)
     if (path / "tokenizer.json").is_file():
@@ -74,7 +74,7 @@ def model_vocabulary(model: str) -> Vocabulary | None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         click.echo(f"the model's tokenizer is not compared with the dataset's: {first_line(error)}", err=True)
         return None

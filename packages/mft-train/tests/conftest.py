@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tiny model gains nothing fr
 import atexit
 import contextlib
 import gc
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -65,7 +66,9 @@ def random_row(generator: np.random.Generator, seq_length: int) -> dict[str, np.
     }
 
 
-def write_dataset(path: Path, rows: dict[str, tuple[int, int]], seq_length: int = 48) -> Path:
+def write_dataset(
+    path: Path, rows: dict[str, tuple[int, int]], seq_length: int = 48, shard_bytes: int = 1 << 26
+) -> Path:
     """A dataset directory with (training rows, validation rows) of random tokens for every task."""
     from streaming import MDSWriter
 
@@ -82,10 +85,14 @@ def write_dataset(path: Path, rows: dict[str, tuple[int, int]], seq_length: int 
         for split, count in zip(("train", "validation"), counts, strict=True):
             samples = [random_row(generator, seq_length) for _ in range(count)]
             if samples:
-                with MDSWriter(out=str(path / split / name), columns=columns, hashes=["sha1"]) as writer:
+                with MDSWriter(
+                    out=str(path / split / name), columns=columns, hashes=["sha256"], size_limit=shard_bytes
+                ) as writer:
                     for sample in samples:
                         writer.write(sample | {"task_id": np.int32(task_id)})
+            index = path / split / name / "index.json"
             splits[split] = {
+                "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest() if samples else None,
                 "conversations": sum(len(sample["segment_lengths"]) for sample in samples),
                 "rows": count,
                 "tokens": sum(len(sample["input_ids"]) for sample in samples),
@@ -98,9 +105,13 @@ def write_dataset(path: Path, rows: dict[str, tuple[int, int]], seq_length: int 
         "producer": "mft-data 0.1.0",
         "seq_length": seq_length,
         "max_token_id": VOCABULARY - 1,
+        "tokenizer_files": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((path / "tokenizer").iterdir())
+        },
         "tasks": tasks,
     }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    digest = hashlib.sha256((json.dumps(manifest, indent=2) + "\n").encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest | {"content_sha256": digest}, indent=2) + "\n")
     return path
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+SIZE = r"^\d+(\.\d+)?(kb|mb|gb|tb)$"
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -143,6 +144,16 @@ class DistributedConfig(Section):
         return self
 
 
+class CacheConfig(Section):
+    """What this machine keeps of a dataset in a store."""
+
+    directory: str | None = Field(None, description="null: mft-train in XDG_CACHE_HOME, or else in ~/.cache")
+    limit: Annotated[str, Field(pattern=SIZE)] | PositiveInt | None = Field(
+        None, description="most that one dataset may take, in bytes or such as 20gb; null: all of it"
+    )
+    timeout_seconds: PositiveFloat = Field(60.0, description="how long the store may send nothing")
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -151,6 +162,7 @@ class RunConfig(Section):
         description="dataset written by mft-data build: a directory, or s3://, gs://, azure://, hf://, oci://",
         examples=["dataset/"],
     )
+    cache: CacheConfig = Field(CacheConfig(), description="of a dataset in a store")
     output: str = Field(description="run directory to create", examples=["run/"])
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="train an adapter, an adapter over a base in 4 bits, or all weights"

@@ -12,6 +12,7 @@ import orjson
 
 from mft_train.errors import TrainError
 from mft_train.rows.packed_batch import Row
+from mft_train.rows.remote import Cache, Store, fetch_dataset, fetch_manifest, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,7 @@ class DatasetDir:
     max_token_id: int
     is_packed: bool  # whether some row holds more than one conversation
     manifest_sha256: str
+    remote: tuple[Store, Cache] | None = None  # where training rows come from when they are needed
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -59,14 +61,33 @@ class DatasetDir:
         return self.path / split / task.name
 
 
-def open_dataset(location: str) -> DatasetDir:
-    """Reads and checks the manifest of a complete dataset directory; raises TrainError."""
+def open_dataset(location: str, cache: Cache | None = None) -> DatasetDir:
+    """Reads and checks the manifest of a complete dataset; raises TrainError.
+
+    Of one in a store the manifest, the tokenizer and the validation rows are fetched into the cache first.
+    """
+    if cache is not None and is_remote(location):
+        store = Store(location.rstrip("/"), cache.timeout_seconds)
+        content = fetch_manifest(store, cache)
+        dataset = read_manifest(content, Path(location))
+        root = fetch_dataset(store, cache, orjson.loads(content), dataset.manifest_sha256)
+        return replace(dataset, path=root, remote=(store, cache))
     path = Path(location)
-    manifest_path = path / "manifest.json"
     if not path.is_dir():
         raise TrainError(f'dataset "{location}" is not a directory', fix="make one with `mft-data build`")
     try:
-        content = manifest_path.read_bytes()
+        return read_manifest((path / "manifest.json").read_bytes(), path)
+    except FileNotFoundError as error:
+        raise TrainError("the dataset has no manifest.json", where=str(path), fix="let `mft-data build` end") from error
+    except OSError as error:
+        where = str(path / "manifest.json")
+        raise TrainError("the manifest cannot be read", where=where, fix="build the dataset anew") from error
+
+
+def read_manifest(content: bytes, path: Path) -> DatasetDir:
+    """What a manifest says of the dataset in `path`; raises TrainError for one that is damaged or not known."""
+    manifest_path = path / "manifest.json"
+    try:
         manifest = orjson.loads(content)
         unknown = sorted(set(manifest.get("features", ())) - FEATURES)
         if manifest["format_version"] not in FORMAT_VERSIONS or unknown:
@@ -88,9 +109,7 @@ def open_dataset(location: str) -> DatasetDir:
             ),
             manifest_sha256=hashlib.sha256(content).hexdigest(),
         )
-    except FileNotFoundError as error:
-        raise TrainError("the dataset has no manifest.json", where=str(path), fix="let `mft-data build` end") from error
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise TrainError(
             "the manifest cannot be read", where=str(manifest_path), fix="build the dataset anew"
         ) from error

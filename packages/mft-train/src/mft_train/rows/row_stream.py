@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mft_train.errors import TrainError
+from mft_train.errors import TrainError, first_line
 from mft_train.rows.dataset_dir import to_row, unsupervised
+from mft_train.rows.remote import locked, training_limit, verified_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
-    from streaming import StreamingDataset
+    from streaming import Stream, StreamingDataset
 
-    from mft_train.rows.dataset_dir import DatasetDir
+    from mft_train.rows.dataset_dir import DatasetDir, Task
     from mft_train.rows.packed_batch import Row
 
 
@@ -59,21 +63,22 @@ class RowStream:
         repeats: dict[str, float] | None = None,
         num_nodes: int = 1,
     ) -> None:
-        from streaming import Stream
-
         self.place = place_in_deal(rank, world_size, num_nodes)
         self.world_size = world_size
         self.global_batch_size = global_batch_size
-        streams = [
-            Stream(
-                local=str(dataset.split_dir("train", task)),
+        self.streams = [
+            open_stream(
+                dataset,
+                task,
                 proportion=mixture.get(task.name),
                 repeat=repeats.get(task.name, 1.0) if repeats else None,
             )
             for task in dataset.trained_tasks
         ]
+        folders = [dataset.split_dir("train", task) for task in dataset.trained_tasks]
         self.streaming = numbered_dataset()(
-            streams=streams,
+            streams=self.streams,
+            cache_limit=training_limit(dataset.remote[1], dataset.path, folders) if dataset.remote else None,
             batch_size=global_batch_size // world_size,
             num_canonical_nodes=1,
             shuffle=True,
@@ -118,9 +123,16 @@ class RowStream:
         """This rank's samples of one epoch; raises TrainError if a shard cannot be read."""
         try:
             yield from self.streaming
-        except (OSError, ValueError) as error:
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise TrainError(f"training rows cannot be read: {cause}", fix="check the dataset's shards") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            self.check_threads()
+            raise unreadable(error) from error
+        self.check_threads()
+
+    def check_threads(self) -> None:
+        """Raises what a thread of streaming's has met, as a TrainError: streaming ends the epoch as if it were over."""
+        error: BaseException | None = getattr(self.streaming, "failure")  # noqa: B009 - of NumberedDataset
+        if error is not None:
+            raise error if isinstance(error, TrainError) else unreadable(error) from error
 
     def step(self, samples: list[dict[str, Any]], done: int, epoch: int) -> StepRows:
         """One rank's rows of the step that begins after `done` rows of the epoch.
@@ -148,6 +160,23 @@ class RowStream:
         }
 
 
+def unreadable(error: BaseException) -> TrainError:
+    """The error for training rows that cannot be read."""
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    return TrainError(f"training rows cannot be read: {first_line(cause)}", fix="check the dataset's shards")
+
+
+def open_stream(dataset: DatasetDir, task: Task, *, proportion: float | None, repeat: float | None) -> Stream:
+    """The training rows of a task: on this machine, or fetched from its store shard by shard as they are needed."""
+    local = str(dataset.split_dir("train", task))
+    if dataset.remote is None:
+        from streaming import Stream
+
+        return Stream(local=local, proportion=proportion, repeat=repeat)
+    stream: Any = verified_stream()
+    return stream(dataset.remote[0], f"train/{task.name}", local=local, proportion=proportion, repeat=repeat)
+
+
 def place_in_deal(rank: int, world_size: int, num_nodes: int) -> int:
     """Which of `world_size` rows in a row streaming deals to a rank: one to every machine first, then to its next rank.
 
@@ -158,10 +187,54 @@ def place_in_deal(rank: int, world_size: int, num_nodes: int) -> int:
 
 
 def numbered_dataset() -> type[StreamingDataset]:
-    """A StreamingDataset whose samples have one more column: their number over all streams."""
+    """A StreamingDataset whose samples have one more column: their number over all streams.
+
+    A shard that could not be fetched is missing again, and whoever waited for it tries: for streaming it would be on
+    its way for ever, and every process of the machine would wait.
+    """
     from streaming import StreamingDataset
+    from streaming.base.dataset import _ShardState
 
     class NumberedDataset(StreamingDataset):
+        failure: BaseException | None = None
+
+        def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:  # noqa: ARG002
+            while True:
+                try:
+                    # With a limit one at a time: streaming counts what comes after it has come.
+                    with locked(Path(self.streams[0].local)) if self.cache_limit else contextlib.nullcontext():
+                        super().prepare_shard(shard_id, blocking=True)
+                except Exception as error:
+                    self._shard_states[shard_id] = _ShardState.REMOTE
+                    self.fail(error)
+                    raise
+                if self._shard_states[shard_id] != _ShardState.REMOTE:
+                    return
+
+        # At the end of an epoch streaming waits until both of its threads have left it.
+        def _prepare_thread(self, it: Any) -> None:
+            try:
+                super()._prepare_thread(it)
+            except Exception:
+                it.on_exit()
+                raise
+
+        def _ready_thread(self, it: Any) -> None:
+            try:
+                super()._ready_thread(it)
+            except Exception:
+                it.on_exit()
+                raise
+
+        def on_exception(self, future: Future[Any]) -> None:
+            if error := future.exception():
+                self.fail(error)
+
+        def fail(self, error: BaseException) -> None:
+            self.failure = self.failure or error  # before the event, on which the loop looks for it
+            if hasattr(self, "_event"):
+                self._event.set()  # ends streaming's threads, which the process would wait for
+
         def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
             return super().get_item(sample_id, retry) | {SAMPLE: int(sample_id)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mft_train.balancing.balance import check_balancer
@@ -11,11 +13,10 @@ from mft_train.model.compute import settle_compute
 from mft_train.optimization.optimizer import check_optimizer
 from mft_train.rows.dataset_dir import DatasetDir, open_dataset
 from mft_train.rows.mixture import drawn_dataset
+from mft_train.rows.remote import Cache
 from mft_train.tracking.trackers import check_trackers
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from mft_train.config.config import RunConfig
@@ -32,7 +33,7 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
             fix=f"set it to {max(1, round(rows / unit)) * unit}",
         )
     check_engine(config, world_size)
-    dataset = drawn_dataset(open_dataset(config.dataset), config)
+    dataset = drawn_dataset(open_dataset(config.dataset, cache_of(config)), config)
     check_balancer(config, dataset)
     check_trackers(config)
     if config.early_stopping_patience and not any(task.validation_rows for task in dataset.tasks):
@@ -42,6 +43,17 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
             fix="build it with validation rows, or remove early_stopping_patience",
         )
     return dataset
+
+
+def cache_of(config: RunConfig) -> Cache:
+    """Where this machine keeps datasets of stores."""
+    settings = config.cache
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(settings.directory) if settings.directory else Path(home) / "mft-train"
+    limit = settings.limit
+    if isinstance(limit, str):
+        limit = int(float(limit[:-2]) * 1024 ** (1 + ("kb", "mb", "gb", "tb").index(limit[-2:])))
+    return Cache(directory.absolute(), limit, settings.timeout_seconds)
 
 
 def check_device(config: RunConfig, device: torch.device) -> Compute:

@@ -97,10 +97,10 @@ def hollow_base(config: RunConfig, compute: Compute, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with loading(config.model):
-        shape = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+        shape = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                shape, dtype=dtype, attn_implementation=compute.attention, trust_remote_code=False
+                shape, dtype=dtype, attn_implementation=compute.attention, trust_remote_code=config.trust_remote_code
             )
     for module in model.modules():
         for name, weight in module._parameters.items():

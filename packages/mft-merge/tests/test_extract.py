@@ -75,6 +75,21 @@ def test_the_residual_is_that_of_the_singular_values_left_out(rows, columns, ran
     assert b.shape[1] == a.shape[0] == min(rank, rows, columns)
 
 
+@pytest.mark.parametrize("is_flat", [False, True], ids=["a steep spectrum", "a flat spectrum"])
+def test_a_large_matrix_is_decomposed_almost_as_well_as_can_be(is_flat):
+    torch.manual_seed(1)
+    difference = torch.randn(200, 300)
+    if not is_flat:
+        difference = difference @ torch.diag(0.9 ** torch.arange(300.0)) @ torch.randn(300, 300)
+    _, _, residual = low_rank(difference, 8)
+    values = torch.linalg.svdvals(difference.double())
+    best = float(values[8:].norm() / values.norm())
+    assert best - 1e-6 <= residual <= best * 1.01
+    low = torch.randn(200, 8) @ torch.randn(8, 300)
+    assert low_rank(low, 8)[2] < 1e-5
+    assert all(map(torch.equal, low_rank(difference, 8)[:2], low_rank(difference, 8)[:2]))
+
+
 def test_models_that_do_not_fit_together_are_refused(base_dir, run_merge, tmp_path):
     base = base_dir("llama")
     for other, named in ((base_dir("qwen2"), "is in one of the models only"), (base, "no matrix differs")):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECORD_NAME = "extract.json"
+# Matrices whose smaller side is this many ranks or more are decomposed by random projection: how many directions more
+# than the rank it takes, and how often it multiplies by the matrix and its transpose.
+LARGE, OVERSAMPLING, POWER_ITERATIONS = 8, 16, 4
 EMBEDDINGS = {*TIED_HEADS, *TIED_HEADS.values()}
 
 
@@ -139,10 +142,20 @@ def _write_tensors(
 
 
 def low_rank(difference: "Tensor", rank: int) -> tuple["Tensor", "Tensor", float]:
-    """A (rank, in) and B (out, rank) whose product is closest to a matrix, and the norm of the rest over its norm."""
+    """A (rank, in) and B (out, rank) whose product is closest to a matrix, and the norm of the rest over its norm.
+
+    Where the matrix is much larger than the rank the singular vectors are those of a randomised subspace iteration
+    (Halko, Martinsson and Tropp, arXiv:0909.4061) with a fixed seed. The norm of the rest is that of this A and B.
+    """
     import torch
 
-    left, values, right = torch.linalg.svd(difference.double(), full_matrices=False)
+    if min(difference.shape) > LARGE * rank:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = torch.svd_lowrank(difference, q=rank + OVERSAMPLING, niter=POWER_ITERATIONS)
+        left, values, right = found[0], found[1], found[2].T
+    else:
+        left, values, right = torch.linalg.svd(difference.double(), full_matrices=False)
     root = values[:rank].sqrt()
     a, b = (root[:, None] * right[:rank]).float().contiguous(), (left[:, :rank] * root).float().contiguous()
     rest = torch.linalg.norm(difference - b @ a) / torch.linalg.norm(difference)

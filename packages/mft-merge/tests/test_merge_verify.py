@@ -55,6 +55,20 @@ def test_a_resized_vocabulary_is_verified(base_dir, make_adapter, run_merge, tmp
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("limit", "used"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_the_limit_of_a_container_sends_the_models_to_the_disk(limit, used, adapter, run_merge, tmp_path, monkeypatch):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000000\n")
+    (tmp_path / used).write_text("999000\n")
+    monkeypatch.setattr(verify, "CGROUP_DIR", tmp_path)
+    result = run_merge(adapter, tmp_path / "out", "--verify", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["verification"]["is_layer_by_layer"] is True
+
+
 def test_another_adapter_than_the_merged_one_is_found(adapter, base_dir, run_merge, tmp_path):
     assert run_merge(adapter, tmp_path / "out").exit_code == 0
     base = read_base_model(base_dir("llama", shard_size="30KB"))

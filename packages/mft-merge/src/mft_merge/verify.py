@@ -23,6 +23,8 @@ NUM_TOKENS = 128
 EXACT_BOUND, ROUNDED_BOUND = 1e-4, 0.05
 # What a forward takes beside the weights, as a share of them.
 FORWARD_SHARE = 1.3
+# Where a container sees the control group that it runs in.
+CGROUP_DIR = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,22 @@ def _placement(scratch_dir: Path, *, from_disk: bool) -> Iterator[dict[str, Any]
 
 
 def _free_bytes() -> int:
-    """The memory that can be had without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise MergeError("/proc/meminfo does not say what memory is free")
+    """The memory that can be had without swapping, by the machine and by the limit of the control group."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min([free, *(limit - used for limit, used in _group_limits(CGROUP_DIR))])
+
+
+def _group_limits(directory: Path) -> list[tuple[int, int]]:
+    """The limit and the use in bytes of a control group, of version 2 or 1, that has a limit."""
+    found = []
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        paths = directory / limit_name, directory / used_name
+        if all(path.is_file() for path in paths):
+            limit, used = (path.read_text().strip() for path in paths)
+            if limit != "max":
+                found.append((int(limit), int(used)))
+    return found

@@ -1,5 +1,6 @@
 """What cannot be merged rightly is refused by one line that names the culprit."""
 
+import hashlib
 import json
 import shutil
 
@@ -274,6 +275,21 @@ def test_a_base_of_the_hub_is_found_in_its_cache(adapter, base_dir, run_merge, f
     shutil.copytree(base_dir("llama"), repository / "snapshots" / commit)
     assert run_merge(adapter, tmp_path / "out").exit_code == 0
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["base"]["name"] == "someone/some-model"
+
+
+def test_adapters_of_a_run_are_found_with_where_they_come_from(adapter, run_merge, tmp_path):
+    run = tmp_path / "run"
+    for place in ("final", "best/sql", "checkpoints/step-00000100/model"):
+        shutil.copytree(adapter, run / place)
+    (run / "config.yaml").write_text("method: lora\n")
+    (run / "metrics.jsonl").write_text("")
+    expected = hashlib.sha256(b"method: lora\n").hexdigest()
+    for index, name in enumerate(
+        (".", "final", "best/sql", "checkpoints/step-00000100", "checkpoints/step-00000100/model")
+    ):
+        result = run_merge(run / name, tmp_path / f"out-{index}", "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["run"]["run_config_sha256"] == expected
 
 
 def test_a_run_directory_stands_for_its_result(adapter, run_merge, tmp_path):

@@ -112,11 +112,11 @@ def _quantization(adapters: list[tuple[Adapter, float]]) -> Quantization | None:
 
 
 def _adapter_dir(path: Path) -> Path:
-    """The adapter directory that `path` is, or that the run directory `path` has as its result."""
+    """The adapter directory that `path` is, or that lies in it: the result of a run, the model of a checkpoint."""
     if not path.is_dir():
         raise MergeError(f"there is no adapter directory {path}")
-    is_run = not (path / "adapter_config.json").is_file() and (path / "final" / "adapter_config.json").is_file()
-    return path / "final" if is_run else path
+    candidates = (path, path / "final", path / "model")
+    return next((found for found in candidates if (found / "adapter_config.json").is_file()), path)
 
 
 def _check_base(record: dict[str, Any], adapter: Adapter) -> None:

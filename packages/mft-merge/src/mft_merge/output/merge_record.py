@@ -121,8 +121,8 @@ def write_card(record: dict[str, Any], out_dir: Path) -> None:
 def _run(adapter_dir: Path) -> dict[str, str]:
     """Fingerprints of the run that wrote the adapter and of its dataset, where they can be found."""
     found = {}
-    # The adapter is run/final or run/checkpoints/step-.../model.
-    for run_dir in list(adapter_dir.resolve().parents)[:3:2]:
+    # The adapter is run/final, run/best/TASK or run/checkpoints/step-.../model.
+    for run_dir in list(adapter_dir.resolve().parents)[:3]:
         if (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file():
             found["run_config_sha256"] = _sha256(run_dir / "config.yaml")
             break

@@ -72,6 +72,19 @@ def main() -> None:
     help="Instead of ADAPTER: one of several, whose updates are added, each times its weight.",
 )
 @click.option(
+    "--combine",
+    type=click.Choice(["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]),
+    default="linear",
+    show_default=True,
+    help="How the updates of several adapters become one: added, or by a rule of PEFT's with --density.",
+)
+@click.option(
+    "--density",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of each update's values that the rule keeps.",
+)
+@click.option("--seed", default=0, show_default=True, help="Chooses the values that DARE keeps.")
+@click.option(
     "--base",
     metavar="DIR|HUB-ID",
     help="The base model; without it, the one that the adapter names.",
@@ -103,6 +116,9 @@ def main() -> None:
 def merge(
     paths: tuple[Path, ...],
     weights: tuple[tuple[Path, float], ...],
+    combine: str,
+    density: float | None,
+    seed: int,
     base: str | None,
     dtype: str,
     base_weights: str,
@@ -115,11 +131,15 @@ def merge(
     """Fold the LoRA adapter ADAPTER, a directory or a run, into its base model and write the model directory OUT."""
     if len(paths) != (1 if weights else 2):
         raise click.UsageError("give ADAPTER and OUT, or --adapter DIR=WEIGHT for each of several and OUT")
+    if (density is None) is not (combine == "linear") or (combine != "linear" and not weights):
+        raise click.UsageError("--combine with another rule than linear takes --density and --adapter DIR=WEIGHT")
     out = paths[-1]
     from mft_merge.merge import Settings
     from mft_merge.merge import merge as merge_adapters
+    from mft_merge.planning.weighted import Combination
 
-    settings = Settings(base, dtype, base_weights, overwrite, resume, verify, max_shard_size)
+    combination = None if density is None else Combination(combine, density, seed)
+    settings = Settings(base, dtype, base_weights, overwrite, resume, verify, max_shard_size, combination)
     try:
         record = merge_adapters(list(weights) or [(paths[0], 1.0)], out, settings)
     except OSError as error:

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from mft_merge.output.shard_writer import is_finished, shard_header, write_shard
 from mft_merge.output.staging import Staging, discard, recover, staged
 from mft_merge.planning.changes import stored_changes
 from mft_merge.planning.plan import MergePlan, Target, make_plan, resharded
-from mft_merge.planning.weighted import weighted_changes
+from mft_merge.planning.weighted import Combination, weighted_changes
 from mft_merge.sources.adapter import Adapter, read_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.quantization import Quantization, read_quantization
+from mft_merge.values.combined import check_can_combine
 from mft_merge.values.low_rank_factors import read_finite
 from mft_merge.verify import check_can_verify, verify
 
@@ -46,6 +47,7 @@ class Settings:
     resume: bool = False
     verify: bool = False
     max_shard_bytes: int | None = None
+    combination: Combination | None = None
 
 
 def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) -> dict[str, Any]:
@@ -66,6 +68,9 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
             raise MergeError("--verify builds the live model of one adapter over a full base only", fix="leave it out")
     record = make_record(adapters, base, settings.dtype, "trained" if is_dequantized else "full")
     record["max_shard_bytes"] = settings.max_shard_bytes
+    if settings.combination is not None:
+        check_can_combine()
+        record["combination"] = asdict(settings.combination)
     for each, _ in adapters:
         _check_base(record, each)
     recover(out_dir)
@@ -75,8 +80,10 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
     _check_out(out_dir, (*(path for path, _ in weights), base.base_dir), overwrite=settings.overwrite)
     code = next((code for code, name in FLOAT_TYPES.items() if name == settings.dtype), "keep")
     modules = quantization.modules if quantization else ()
-    changes = weighted_changes([(stored_changes(each, base, modules), weight) for each, weight in adapters])
-    plan = make_plan(changes, base, adapter.config, Target(code, quantization, is_dequantized))
+    parts = [(stored_changes(each, base, modules), weight) for each, weight in adapters]
+    changes = weighted_changes(parts, settings.combination)
+    target = Target(code, quantization, is_dequantized, settings.combination)
+    plan = make_plan(changes, base, adapter.config, target)
     if settings.max_shard_bytes is not None:
         plan = resharded(plan, settings.max_shard_bytes)
     if quantization is None:

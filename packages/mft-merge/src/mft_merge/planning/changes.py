@@ -20,7 +20,8 @@ class Block:
 
     The update is that of expert `expert`; of its matrix, as the live parameter has it, rows from `first_row` and
     columns from `first_column` on count, and `is_transposed` says that the stored matrix has them the other way round.
-    `shape` is that of the live matrix, or None where the stored matrix is the live one.
+    `shape` is that of the live matrix, or None where the stored matrix is the live one. `weight` is the adapter's among
+    several that are not just added.
     """
 
     update: LowRank
@@ -29,6 +30,7 @@ class Block:
     first_column: int = 0
     is_transposed: bool = False
     shape: tuple[int, int] | None = None
+    weight: float = 1.0
 
 
 @dataclass(slots=True)

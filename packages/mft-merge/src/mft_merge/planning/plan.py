@@ -8,6 +8,7 @@ from typing import Any
 from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES, StoredTensor, num_rows, payload_chunks, read_rows
 from mft_merge.planning.changes import TIED_HEADS, Block, Change
+from mft_merge.planning.weighted import Combination
 from mft_merge.sources.adapter import LowRank, RowValues, unused
 from mft_merge.sources.base_model import SINGLE_NAME, BaseModel
 from mft_merge.sources.quantization import FILE_NAME as QUANTIZATION_NAME
@@ -22,7 +23,7 @@ class Product:
     """scale * B @ A of one expert of an update, cut to the rows and columns that one stored matrix has.
 
     `is_transposed` says that the live parameter has the update as (in, out), `is_crossed` that the stored matrix has
-    the live one's rows as columns.
+    the live one's rows as columns. `weight` is for the rule of a combination.
     """
 
     update: LowRank
@@ -31,6 +32,7 @@ class Product:
     first_column: int
     is_transposed: bool
     is_crossed: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class OutputTensor:
     `source` is the base's tensor or the one that the adapter carries in its place. `products` are what is added to
     its matrices, by their index; `shifts` with their scale to a vector; `rows` replace rows. `quantization` is what
     the weights had gone through in training; they are given back from it where `is_dequantized`, and else only
-    measured against it. Without any of them and with the source's own type the payload is copied as it is.
+    measured against it. `combination` makes one update of the products. Without any of them and with the source's own
+    type the payload is copied as it is.
     """
 
     name: str
@@ -51,6 +54,7 @@ class OutputTensor:
     rows: tuple[RowValues, ...]
     quantization: Quantization | None = None
     is_dequantized: bool = False
+    combination: Combination | None = None
 
     @property
     def is_copy(self) -> bool:
@@ -102,6 +106,7 @@ class Target:
     dtype: str = "keep"
     quantization: Quantization | None = None
     is_dequantized: bool = False
+    combination: Combination | None = None
 
 
 def make_plan(changes: dict[str, Change], base: BaseModel, adapter_config: dict[str, Any], target: Target) -> MergePlan:
@@ -201,7 +206,7 @@ class _Planner:
                 fix="fold into the full weights with --base-weights full",
             )
         is_dequantized = quantization is not None and self.target.is_dequantized
-        extra = (quantization, is_dequantized)
+        extra = (quantization, is_dequantized, self.target.combination if products else None)
         return OutputTensor(name, source, out_dtype, products, tuple(change.shifts), tuple(change.rows), *extra)
 
     def _product(self, name: str, block: Block, stored_shape: tuple[int, ...]) -> Product:
@@ -217,7 +222,8 @@ class _Planner:
             )
         if update.magnitude and update.magnitude.shape != update.shape[:1]:
             raise _shape_error(update.magnitude, update.magnitude.shape, update.shape[:1])
-        return Product(update, block.expert, block.first_row, block.first_column, is_transposed, block.is_transposed)
+        first = (block.first_row, block.first_column)
+        return Product(update, block.expert, *first, is_transposed, block.is_transposed, block.weight)
 
     def _is_transposed(self, update: LowRank, shape: tuple[int, ...]) -> bool:
         """Whether the live weight of this shape is (in, out)."""

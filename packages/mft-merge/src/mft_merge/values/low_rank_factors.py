@@ -31,7 +31,7 @@ def update_norm(tensor: OutputTensor) -> float | None:
     """The Frobenius norm of all that is added to a tensor, from its factors; None where it is more than low-rank."""
     import torch
 
-    if tensor.rows or tensor.shifts or not tensor.products:
+    if tensor.rows or tensor.shifts or tensor.combination or not tensor.products:
         return None
     square = 0.0
     for products in tensor.products.values():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, StoredTensor, num_rows, read_rows
 from mft_merge.planning.plan import OutputTensor, Product
+from mft_merge.values.combined import combined
 from mft_merge.values.dequantized import dequantized, rows_at_a_time
 from mft_merge.values.low_rank_factors import factors, read_finite
 
@@ -100,6 +101,13 @@ def _matrix_tiles(tensor: OutputTensor, matrix: StoredTensor, index: int, norms:
         yield from _decomposed_tiles(tiles, products[0], terms[0], products[0].update.magnitude, dtype)
         return
 
+    if products and tensor.combination:
+        weights = [product.weight for product in products]
+        delta = combined(f"{tensor.name} {index}", terms, weights, tensor.combination)
+        for start, read in tiles():
+            yield start, partial(_shifted, read, delta, start, dtype)
+        return
+
     def merged(read: Callable[[], "Tensor"], start: int) -> tuple["Tensor", "Tensor"]:
         weight = read()
         stop = start + num_rows(matrix) if not weight.shape else start + len(weight)
@@ -112,6 +120,17 @@ def _matrix_tiles(tensor: OutputTensor, matrix: StoredTensor, index: int, norms:
 
     for start, read in tiles():
         yield start, partial(merged, read, start)
+
+
+def _shifted(
+    read: Callable[[], "Tensor"], delta: "Tensor", start: int, dtype: "TorchDtype"
+) -> tuple["Tensor", "Tensor"]:
+    """A tile and its sum with the rows of `delta` from `start`; where that is zero, the tile's value as it is."""
+    import torch
+
+    weight = read()
+    part = delta[start : start + len(weight)]
+    return weight, torch.where(part == 0, weight.to(dtype), (weight.float() + part).to(dtype))
 
 
 def _decomposed_tiles(

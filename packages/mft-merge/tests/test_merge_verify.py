@@ -69,6 +69,36 @@ def test_the_limit_of_a_container_sends_the_models_to_the_disk(limit, used, adap
     assert json.loads(result.stdout)["verification"]["is_layer_by_layer"] is True
 
 
+def test_weights_and_several_adapters_are_verified(adapter, base_dir, make_adapter, run_merge, tmp_path, monkeypatch):
+    base = base_dir("llama", shard_size="30KB")
+    other = make_adapter(base, tmp_path / "other", target_modules=["q_proj", "up_proj"], r=3, seed=2, use_rslora=True)
+    half, both = ["--adapter", f"{adapter}=0.5"], ["--adapter", f"{adapter}=0.7", "--adapter", f"{other}=-0.3"]
+    results = [run_merge(*words, tmp_path / f"in-memory-{len(words)}", "--verify", "--json") for words in (half, both)]
+    monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
+    results.append(run_merge(*half, tmp_path / "from-disk", "--verify", "--json"))
+    for result in results:
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["verification"]["relative_difference"] <= 1e-6
+    refused = run_merge(*both, tmp_path / "both-from-disk", "--verify")
+    assert refused.exit_code == 1
+    assert "must fit into memory" in refused.stderr
+
+
+@pytest.mark.parametrize("base_weights", ["trained", "full"])
+def test_an_adapter_over_quantised_weights_is_verified(base_weights, adapter, run_merge, tmp_path, monkeypatch):
+    way = {"type": "nf4", "block_size": 64, "double_quantization": True, "load_dtype": "bfloat16"}
+    document = {"format_version": "1", **way, "modules": ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj"]}
+    (adapter / "quantization.json").write_text(json.dumps(document))
+    arguments = [adapter, "--verify", "--base-weights", base_weights]
+    result = run_merge(*arguments, tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["verification"]["relative_difference"] <= 1e-6
+    monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
+    result = run_merge(*arguments, tmp_path / "disk")
+    assert result.exit_code == (1 if base_weights == "trained" else 0)
+    assert ("must fit into memory" in result.stderr) is (base_weights == "trained")
+
+
 def test_another_adapter_than_the_merged_one_is_found(adapter, base_dir, run_merge, tmp_path):
     assert run_merge(adapter, tmp_path / "out").exit_code == 0
     base = read_base_model(base_dir("llama", shard_size="30KB"))
@@ -78,7 +108,7 @@ def test_another_adapter_than_the_merged_one_is_found(adapter, base_dir, run_mer
     tensors = load_file(other / "adapter_model.safetensors")
     save_file({name: tensor * 1.1 for name, tensor in tensors.items()}, other / "adapter_model.safetensors")
     with pytest.raises(MergeError, match=r"differ from the live ones by .* the bound is 0.0001"):
-        verify.verify(base.base_dir, other, tmp_path / "out", plan)
+        verify.verify(base.base_dir, [(other, 1.0)], tmp_path / "out", plan)
 
 
 def test_over_the_bound_nothing_is_published_and_the_shards_are_kept(adapter, run_merge, tmp_path, monkeypatch):

@@ -64,8 +64,8 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
     is_dequantized = quantization is not None and settings.base_weights == "trained"
     if settings.verify:
         check_can_verify()
-        if quantization is not None or len(adapters) > 1 or adapters[0][1] != 1:
-            raise MergeError("--verify builds the live model of one adapter over a full base only", fix="leave it out")
+        if settings.combination is not None:
+            raise MergeError("--verify builds live models whose updates are added only", fix="leave it out")
     record = make_record(adapters, base, settings.dtype, "trained" if is_dequantized else "full")
     record["max_shard_bytes"] = settings.max_shard_bytes
     if settings.combination is not None:
@@ -98,7 +98,9 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
         record = write_record(record, plan, staging.finished, staging.model_dir)
         write_card(record, staging.model_dir)
         if settings.verify:
-            figures = verify(base.base_dir, adapter.adapter_dir, staging.model_dir, plan)
+            live = [(each.adapter_dir, weight) for each, weight in adapters]
+            over = quantization if is_dequantized else None
+            figures = verify(base.base_dir, live, staging.model_dir, plan, over)
             record = record | {"verification": figures}
         staging.publish()
     for kind, share in quantization_shares(record).items():

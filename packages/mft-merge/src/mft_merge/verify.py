@@ -14,6 +14,8 @@ from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES
 from mft_merge.output.staging import SCRATCH_NAME
 from mft_merge.planning.plan import MergePlan
+from mft_merge.sources.quantization import Quantization
+from mft_merge.values.dequantized import dequantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,23 +54,37 @@ def check_can_verify() -> None:
         ) from error
 
 
-def verify(base_dir: Path, adapter_dir: Path, merged_dir: Path, plan: MergePlan) -> dict[str, Any]:
-    """Compare the model in `merged_dir` with base and adapter; raises where they differ by more than the bound.
+def verify(
+    base_dir: Path,
+    adapters: list[tuple[Path, float]],
+    merged_dir: Path,
+    plan: MergePlan,
+    quantization: Quantization | None = None,
+) -> dict[str, Any]:
+    """Compare the model in `merged_dir` with base and adapters; raises where they differ by more than the bound.
 
-    Models that do not fit into the memory that is free are run from the disk, layer by layer.
+    `adapters` are their directories and weights; with `quantization` the base is what is given back from it. Models
+    that do not fit into the memory that is free are run from the disk, layer by layer.
     """
     import torch
 
     tensors = [tensor for tensor in plan.tensors() if tensor.dtype in FLOAT_TYPES]
     weight_bytes = sum(tensor.num_bytes // ITEM_BYTES[tensor.dtype] * 4 for tensor in tensors)
     is_layer_by_layer = weight_bytes * FORWARD_SHARE > _free_bytes()
+    if is_layer_by_layer and (quantization is not None or len(adapters) > 1):
+        # From the disk PEFT loads further adapters wrongly, and weights given back from quantisation are in no file.
+        raise MergeError(
+            "the live model of several adapters or over a quantised base must fit into memory, and less is free",
+            fix="leave out --verify, or run it where more is free",
+        )
     vocab_size = plan.config_changes.get("vocab_size")
-    base_dir, adapter_dir, merged_dir = base_dir.absolute(), adapter_dir.absolute(), merged_dir.absolute()
+    base_dir, merged_dir = base_dir.absolute(), merged_dir.absolute()
+    adapters = [(adapter_dir.absolute(), weight) for adapter_dir, weight in adapters]
     scratch_dir = merged_dir.parent / SCRATCH_NAME
     with _placement(scratch_dir, from_disk=is_layer_by_layer) as placement:
-        live = _logits(base_dir, adapter_dir, vocab_size, placement)
+        live = _logits(base_dir, adapters, placement, vocab_size, quantization)
     with _placement(scratch_dir, from_disk=is_layer_by_layer) as placement:
-        merged = _logits(merged_dir, None, None, placement)
+        merged = _logits(merged_dir, [], placement)
     is_rounded = any(ITEM_BYTES[tensor.dtype] < ITEM_BYTES["F32"] for tensor in tensors)
     difference = merged - live
     found = Verification(
@@ -88,22 +104,48 @@ def verify(base_dir: Path, adapter_dir: Path, merged_dir: Path, plan: MergePlan)
     return asdict(found)
 
 
-def _logits(model_dir: Path, adapter_dir: Path | None, vocab_size: int | None, placement: dict[str, Any]) -> "Tensor":
+def _logits(
+    model_dir: Path,
+    adapters: list[tuple[Path, float]],
+    placement: dict[str, Any],
+    vocab_size: int | None = None,
+    quantization: Quantization | None = None,
+) -> "Tensor":
     """The logits over the same random tokens, (tokens, vocabulary) in float32."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, trust_remote_code=False, **placement)
     if vocab_size is not None:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    if adapter_dir is not None:
-        places = {key: value for key, value in placement.items() if key != "device_map"}
-        model = PeftModel.from_pretrained(model, adapter_dir, **places)
+    if quantization is not None:
+        for name in quantization.modules:
+            weight = model.get_parameter(f"{name}.weight").data
+            weight.copy_(dequantized(weight, quantization))
+    if adapters:
+        model = _adapted(model, adapters, {key: value for key, value in placement.items() if key != "device_map"})
     size = model.config.get_text_config().vocab_size
     ids = torch.randint(size, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.eval()(ids).logits[0].float()
+
+
+def _adapted(base: Any, adapters: list[tuple[Path, float]], places: dict[str, Any]) -> Any:
+    """The base with all adapters at once, each times its weight."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    names = [str(index) for index in range(len(adapters))]
+    model: Any = PeftModel.from_pretrained(base, adapters[0][0], adapter_name=names[0], **places)
+    for name, (adapter_dir, _) in zip(names[1:], adapters[1:], strict=True):
+        model.load_adapter(adapter_dir, adapter_name=name, **places)
+    if len(names) > 1:
+        model.base_model.set_adapter(names)
+    for module in model.modules():
+        for name, (_, weight) in zip(names, adapters, strict=True):
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.scaling[name] *= weight
+    return model
 
 
 @contextmanager

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 pytestmark = pytest.mark.whole
 
@@ -164,6 +165,26 @@ def test_the_language_part_of_a_multimodal_model_is_merged(make_adapter, load_ad
         load(tmp_path / "merged").state_dict()["model.language_model.layers.0.self_attn.q_proj.weight"],
         load(tmp_path / "base").state_dict()["model.language_model.layers.0.self_attn.q_proj.weight"],
     )
+
+
+def test_the_language_part_of_qwen2_5_vl_is_merged(run_merge, tmp_path):
+    """It stores `model.layers...`, which the live model has as `model.language_model.layers...`."""
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "depth": 1, "out_hidden_size": 32}
+    config = AutoConfig.for_model("qwen2_5_vl", text_config=SIZES | {"rope_parameters": rope}, vision_config=vision)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    model.save_pretrained(tmp_path / "base")
+    targets = r".*language_model.*\.(q_proj|down_proj)"
+    lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    adapted = get_peft_model(model, lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    result = run_merge(tmp_path / "adapter", tmp_path / "merged", "--base", tmp_path / "base")
+    assert result.exit_code == 0, result.output
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", trust_remote_code=False)
+    assert_same_model(merged, adapted.merge_and_unload())
+    changed = json.loads((tmp_path / "merged" / "merge.json").read_text())["tensors"]
+    assert len(changed) == 4
 
 
 @pytest.mark.parametrize("intermediate_size", [48, 16], ids=["oblong", "square"])

@@ -79,12 +79,15 @@ def f(what):
         return [os.getuid(), os.geteuid(), os.getgid()]
     if what == "processes":
         return os.getpid() < 10
+    if what == "settings":
+        return os.listdir("/etc") if os.path.isdir("/etc") else []
     return sorted(os.listdir("/"))
 """
     test = """
 assert not {name for name in f("environment") if "SECRET" in name}
 assert 0 not in f("user")
 assert f("processes")
+assert not [name for name in f("settings") if not name.startswith("java-")]
 assert not {"home", "proc", "sys", "var", "work"} & set(f("root"))
 """
     assert judge(program, test).verdict == "passed"

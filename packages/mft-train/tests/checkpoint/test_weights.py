@@ -1,13 +1,15 @@
 """A full model in files that ranks write is the one that transformers saves, whatever the number of files."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mft_train.checkpoint.weights import as_published, named_files, write_index, write_weights
+from mft_train.checkpoint.weights import as_published, collect_weights, named_files, write_index, write_weights
+from mft_train.engine.plain import PlainEngine
 from mft_train.errors import TrainError
 
 SHAPES = {
@@ -48,6 +50,36 @@ def test_files_by_layers_hold_what_transformers_saves(model, tmp_path):
     assert not found["missing_keys"]
     ids = torch.arange(9)[None]
     assert loaded(ids).logits.equal(model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_write_every_file_once_and_together_what_transformers_saves(model, tmp_path, ranks):
+    model.save_pretrained(tmp_path / "theirs")
+    theirs = {n: t for path in (tmp_path / "theirs").glob("*.safetensors") for n, t in load_file(path).items()}
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    written = []
+    for rank in range(ranks):
+        accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, unwrap_model=lambda model: model)
+        files = collect_weights(PlainEngine(accelerator), model, is_copied=False, max_file_bytes=5000)
+        assert len(files) >= 1
+        write_weights(model, files, ours)
+        written += files
+    assert len(written) == len(set(written)) > 3
+    write_index(ours)
+    read = {n: t for path in ours.glob("*.safetensors") for n, t in load_file(path).items()}
+    assert read.keys() == theirs.keys()
+    assert all(read[name].equal(tensor) for name, tensor in theirs.items())
+
+
+def test_what_is_copied_does_not_change_with_the_model(model):
+    accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
+    (tensors,) = collect_weights(PlainEngine(accelerator), model, is_copied=True).values()
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(tensor.equal(before[name]) for name, tensor in tensors.items())
 
 
 def test_a_layer_is_never_torn_apart(model):

@@ -36,6 +36,14 @@ ENGINES = {
         "distributed.offload_parameters=true",
     ],
 }
+DESCRIBED = {
+    "ddp": "ddp",
+    "fsdp": "fsdp (torch's FSDP2)",
+    "deepspeed, stage 1": "deepspeed, ZeRO stage 1",
+    "deepspeed, stage 2": "deepspeed, ZeRO stage 2",
+    "deepspeed, stage 3": "deepspeed, ZeRO stage 3",
+    "deepspeed, stage 3, offload": "deepspeed, ZeRO stage 3",
+}
 METHODS = {
     "full": ["method=full"],
     "lora": ["method=lora"],
@@ -133,7 +141,8 @@ def test_an_engine_trains_the_curve_of_one_process_and_resumes_anywhere(
 ):
     chosen, whole, sharded = [*ENGINES[engine], *METHODS[method]], tmp_path / "whole", tmp_path / "sharded"
     shutil.copytree(alone(method), whole)
-    run(2, sharded, *chosen)
+    printed = run(2, sharded, *chosen)
+    assert f"2 processes: {DESCRIBED[engine]}, gloo, cpu, float32" in printed
     assert_same_curve(whole, sharded)
     assert_loads(sharded / "final", base_model, method)
     if method in NOT_RESUMED:

@@ -144,7 +144,7 @@ def test_every_kind_of_tokenizer_file_is_read(tmp_path, tiny_model, tiny_dataset
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=0)))
     tokenizer.add_special_tokens({"eos_token": "<end>"})
     tokenizer.save_pretrained(tmp_path / "unigram")
-    vocabulary = model_vocabulary(str(tmp_path / "unigram"))
+    vocabulary = model_vocabulary(str(tmp_path / "unigram"), trust_remote_code=False)
     assert (vocabulary.ids, vocabulary.eos_token) == (tokenizer.get_vocab(), "<end>")
 
     assert model_vocabulary(str(tiny_model)) is None
@@ -155,4 +155,4 @@ def test_every_kind_of_tokenizer_file_is_read(tmp_path, tiny_model, tiny_dataset
     assert model_vocabulary(str(slow)).ids["word"] == 5
     (tmp_path / "unigram" / "tokenizer.json").write_text("{}")
     with pytest.raises(TrainError, match="the tokenizer cannot be read"):
-        model_vocabulary(str(tmp_path / "unigram"))
+        model_vocabulary(str(tmp_path / "unigram"), trust_remote_code=False)

@@ -64,6 +64,8 @@ class DeepSpeedEngine(PlainEngine):
         autocast_forward(model, self.accelerator)
         settings = deepspeed_settings(self.config, self.accelerator.num_processes, self.accelerator.device.type)
         engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
+        if engine.zero_optimization_stage() != self.stage:
+            raise TrainError(f"ZeRO stage {self.stage} was asked for, {engine.zero_optimization_stage()} runs")
         return engine, optimizer
 
     @property

@@ -36,6 +36,19 @@ def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
     return PlainEngine(accelerator)
 
 
+def description(engine: Engine, world: World, compute: Compute) -> str:
+    """What runs, in words: processes, engine, device, type of numbers."""
+    import torch.distributed
+
+    names = {FsdpEngine: "fsdp (torch's FSDP2)", DeepSpeedEngine: "deepspeed"}
+    name = names.get(type(engine), "ddp")
+    if isinstance(engine, DeepSpeedEngine):
+        name += f", ZeRO stage {engine.stage}"
+    machines = f" on {world.num_nodes} machines" if world.num_nodes > 1 else ""
+    backend = torch.distributed.get_backend()
+    return f"{world.world_size} processes{machines}: {name}, {backend}, {compute.device.type}, {compute.dtype}"
+
+
 @contextlib.contextmanager
 def leaving_group() -> Iterator[None]:
     """Leaves the group of processes at the end, after an error too: gloo may abort a process that exits in one."""

@@ -22,7 +22,7 @@ from mft_train.checkpoint.publish import discard
 from mft_train.checkpoint.weights import Origin
 from mft_train.checkpoint.writer import CheckpointWriter
 from mft_train.config.config_file import write_config
-from mft_train.engine.start import start_engine
+from mft_train.engine.start import description, start_engine
 from mft_train.errors import TrainError
 from mft_train.loss.loss_head import LossHead
 from mft_train.loss.router_loss import find_router_loss
@@ -79,6 +79,8 @@ def train(
     run_dir = Path(config.output)
     check_output(run_dir, is_resume=is_resume, is_overwrite=is_overwrite)
     if world.is_main:
+        if world.world_size > 1:
+            click.echo(description(engine, world, compute), err=True)
         check_tokenizer(config, dataset, is_forced=is_forced)
     compute = settle_for_all_ranks(config, compute, dataset, accelerator, world)
     check_compile(config, compute)

@@ -147,12 +147,12 @@ def test_every_kind_of_tokenizer_file_is_read(tmp_path, tiny_model, tiny_dataset
     vocabulary = model_vocabulary(str(tmp_path / "unigram"), trust_remote_code=False)
     assert (vocabulary.ids, vocabulary.eos_token) == (tokenizer.get_vocab(), "<end>")
 
-    assert model_vocabulary(str(tiny_model)) is None
+    assert model_vocabulary(str(tiny_model), trust_remote_code=False) is None
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"]))
     (slow / "config.json").write_text('{"model_type": "bert"}')
-    assert model_vocabulary(str(slow)).ids["word"] == 5
+    assert model_vocabulary(str(slow), trust_remote_code=False).ids["word"] == 5
     (tmp_path / "unigram" / "tokenizer.json").write_text("{}")
     with pytest.raises(TrainError, match="the tokenizer cannot be read"):
         model_vocabulary(str(tmp_path / "unigram"), trust_remote_code=False)

@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--method", default="lora")
+    parser.add_argument("--only", default="", help="engines whose name begins so")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base, dataset, config = Path(folder, "base"), Path(folder, "dataset"), Path(folder, "run.yaml")
@@ -100,7 +101,7 @@ model.save_pretrained({str(base)!r})
 print(model.num_parameters())
 """
         made = subprocess.run([sys.executable, "-c", make_model], check=True, capture_output=True, text=True)
-        parameters = int(made.stdout)
+        parameters = int(made.stdout.split()[-1])
         write_dataset(dataset, {"a": (8, 2), "b": (8, 2)})
         lines = {"model": base, "dataset": dataset, "method": options.method, "dtype": "float32"}
         lines |= {"max_steps": 2, "global_batch_size": 2, "trackers": "[]", "checkpoint_interval": 1}
@@ -109,6 +110,8 @@ print(model.num_parameters())
         print(f"{parameters:,} parameters, {parameters * 4 / 2**30:.2f} GiB in float32, method {options.method}")
         print(json.dumps({"imports": {rank: f"{size / 2**30:.2f} GiB" for rank, size in peaks(imports).items()}}))
         for name, (ranks, overrides) in RUNS.items():
+            if not name.startswith(options.only):
+                continue
             settings = lines | {"output": Path(folder, name.replace(" ", "-").replace(",", ""))}
             config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
             command = [sys.executable, "-m", "mft_train", "launch", str(config), "--processes", str(ranks), *overrides]

@@ -1,5 +1,6 @@
 """Datasets in a store: an S3 API on loopback that fails, stalls, cuts off and lies."""
 
+import contextlib
 import gc
 import importlib.util
 import json
@@ -217,11 +218,10 @@ class Watch:
 
     def look(self):
         while not self.is_over.wait(0.002):
-            total = 0
-            for path in self.directory.glob("*/**/*"):
-                if path.parent.name not in ("manifests", ".lock") and path.is_file():
-                    total += size_of(path)
-            self.most = max(self.most, total)
+            with contextlib.suppress(FileNotFoundError):  # a folder was let go of meanwhile: look again
+                paths = list(self.directory.glob("*/**/*"))
+                kept = [path for path in paths if path.parent.name not in ("manifests", ".lock") and path.is_file()]
+                self.most = max(self.most, sum(size_of(path) for path in kept))
 
     def stop(self) -> int:
         self.is_over.set()

@@ -48,24 +48,25 @@ class FsdpEngine(PlainEngine):
         policy = MixedPrecisionPolicy()
         if self.settings.mixed_precision and self.dtype != "float32":
             policy = MixedPrecisionPolicy(param_dtype=getattr(torch, self.dtype), reduce_dtype=torch.float32)
-        shared = set()
         for layer in layers:  # one at a time is whole
-            self.fill(layer, shared)
+            self.fill(layer)
             fully_shard(layer, reshard_after_forward=self.settings.reshard_after_forward, mp_policy=policy)
-        self.fill(model, shared)
+        self.fill(model)
         fully_shard(model, reshard_after_forward=False, mp_policy=policy)
         autocast_forward(model, self.accelerator)
         return model, build_optimizer(model)
 
-    def fill(self, module: nn.Module, filled: set[Tensor]) -> None:
-        """Gives the weights and buffers of a module that are not `filled` the values of rank 0, on their device."""
+    def fill(self, module: nn.Module) -> None:
+        """Gives the weights of a module that are not shared yet, and its buffers, the values of rank 0 on their device.
+
+        Keeps none of them: a weight that is shared from here on leaves the memory.
+        """
         from torch.distributed import broadcast
 
         for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor not in filled and not hasattr(tensor, "full_tensor"):
+            if not hasattr(tensor, "full_tensor"):
                 tensor.data = tensor.data.to(self.accelerator.device)
                 broadcast(tensor.data, src=0)
-                filled.add(tensor)
 
     def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
         """The context of one forward and backward pass: ranks exchange gradients in each, or would hold them whole."""

@@ -46,7 +46,7 @@ def test_files_by_layers_hold_what_transformers_saves(model, tmp_path):
     assert index["weight_map"].keys() == theirs.keys()
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in theirs.values())
     model.config.save_pretrained(ours)
-    loaded, found = AutoModelForCausalLM.from_pretrained(ours, output_loading_info=True)
+    loaded, found = AutoModelForCausalLM.from_pretrained(ours, output_loading_info=True, trust_remote_code=False)
     assert not found["missing_keys"]
     ids = torch.arange(9)[None]
     assert loaded(ids).logits.equal(model.eval()(ids).logits)

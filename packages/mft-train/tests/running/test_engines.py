@@ -201,7 +201,7 @@ def assert_loads(final, base_model, method):
         assert loaded.keys() == tensors.keys()
         assert all(loaded[name].equal(tensor) for name, tensor in tensors.items())
     else:
-        model, found = AutoModelForCausalLM.from_pretrained(final, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(final, output_loading_info=True, trust_remote_code=False)
         assert not found["missing_keys"]
         assert model.num_parameters() == AutoModelForCausalLM.from_pretrained(base_model).num_parameters()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from mft_eval.generations.extraction import drop_thinking, without_fences
 from mft_eval.problems.fields import user_message
 from mft_eval.problems.problem import Problem, PythonTest
+from mft_eval.problems.tested_function import tested_function
 
 _EXPLAIN = (
     "Explain what this Python function does, so that it can be written anew from your words alone. "
@@ -17,7 +18,7 @@ _LEAST_COPIED = 10
 
 def explaining_problem(problem: Problem) -> Problem | None:
     """The problem that asks for an explanation of the reference, or None where its function has no docstring."""
-    function = _function(problem)
+    function = tested_function(problem)
     words = ast.get_docstring(function) if function is not None else None
     if function is None or not words:
         return None
@@ -34,7 +35,7 @@ def regenerating_problem(problem: Problem, explanation: str) -> Problem | None:
     Source: N. Muennighoff et al., OctoPack: Instruction Tuning Code Large Language Models, 2023.
     """
     made = explaining_problem(problem)
-    function = _function(problem)
+    function = tested_function(problem)
     if made is None or function is None or not isinstance(problem.test, PythonTest):
         return None
     words_alone = {line.strip() for line in made.docstring.splitlines()}
@@ -51,15 +52,3 @@ def regenerating_problem(problem: Problem, explanation: str) -> Problem | None:
         prompt_code=prompt,
         explanation=words,
     )
-
-
-def _function(problem: Problem) -> ast.FunctionDef | None:
-    """The tested function of the reference; a tree of its own for each call."""
-    if not isinstance(problem.test, PythonTest) or not problem.reference:
-        return None
-    found = [
-        node
-        for node in ast.parse(problem.reference).body
-        if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point
-    ]
-    return found[-1] if found else None

@@ -5,7 +5,8 @@ import random
 from dataclasses import replace
 
 from mft_eval.problems.fields import user_message
-from mft_eval.problems.problem import Problem, PythonTest
+from mft_eval.problems.problem import Problem
+from mft_eval.problems.tested_function import tested_function
 
 HOLE = "# <fill in here>"
 _ASK = "Some lines of this Python function are missing. Answer with the missing lines only, in one fenced Python block."
@@ -17,8 +18,6 @@ def infilling_problem(problem: Problem) -> Problem | None:
     Which is drawn with the problem's id as the seed: of the spans without which the rest cannot work, if possible one
     that code follows.
     """
-    if not isinstance(problem.test, PythonTest):
-        return None
     function = _function(problem)
     spans = _spans(function) if function is not None else []
     if function is None or not spans:
@@ -76,13 +75,9 @@ def hidden_lines(problem: Problem) -> str:
 
 
 def _function(problem: Problem) -> ast.FunctionDef | None:
-    found = [
-        node
-        for node in ast.parse(problem.reference).body
-        if isinstance(node, ast.FunctionDef) and node.name == problem.entry_point
-    ]
+    function = tested_function(problem)
     # A body on the line of its head has no lines of its own.
-    return found[-1] if found and found[-1].body[0].lineno > found[-1].lineno else None
+    return function if function is not None and function.body[0].lineno > function.lineno else None
 
 
 def _is_docstring(node: ast.stmt) -> bool:

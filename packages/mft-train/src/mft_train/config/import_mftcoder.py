@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from mft_train.config.config import RunConfig
 from mft_train.config.config_file import explain, write_new_settings
 from mft_train.config.import_accelerate import import_accelerate
+from mft_train.config.json_file import read_json
 from mft_train.config.mftcoder_keys import DEFAULTS, GONE, LOSS_MODES, REQUIRED, SAME, SCHEDULES
 from mft_train.errors import TrainError
 
@@ -57,7 +58,7 @@ def import_mftcoder(
 
     `num_processes` is that of the old runs; None takes it from accelerate's config, or 1.
     """
-    given = read_json(old_path)
+    given = read_json(old_path, "the old config")
     launch = import_accelerate(accelerate_path) if accelerate_path else None
     asked = num_processes or (launch.num_processes if launch else None) or 1
     job = convert(given, program, asked, str(old_path))
@@ -88,19 +89,6 @@ def key_places(settings: dict[str, Any], where: str, prefix: tuple[str, ...] = (
         if isinstance(value, dict):
             places |= key_places(value, where, (*prefix, name))
     return places
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises TrainError."""
-    try:
-        values = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise TrainError(f"cannot read the old config: {error.strerror}", where=str(path)) from error
-    except orjson.JSONDecodeError as error:
-        raise TrainError(f"not valid JSON: {error.msg}", where=f"{path} line {error.lineno}") from error
-    if not isinstance(values, dict):
-        raise TrainError("the old config is not a JSON object", where=str(path))
-    return values
 
 
 def convert(given: dict[str, Any], program: str, num_processes: int, where: str) -> Import:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mft_train.config.json_file import read_json
 from mft_train.engine.plain import PlainEngine, autocast_forward, set_rate
 from mft_train.errors import TrainError
 
@@ -42,6 +42,11 @@ class DeepSpeedEngine(PlainEngine):
     """The verbs of a step under ZeRO. A share of a weight is a range of the flat tensor in every stage."""
 
     config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """What runs, in words."""
+        return f"deepspeed, ZeRO stage {self.stage}"
 
     @property
     def is_filled(self) -> bool:
@@ -92,8 +97,9 @@ class DeepSpeedEngine(PlainEngine):
         from deepspeed.utils import safe_get_local_grad
 
         squares = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        for parameter in trained(model.module):
-            squares += safe_get_local_grad(parameter).double().square().sum()
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                squares += safe_get_local_grad(parameter).double().square().sum()
         return math.sqrt(float(self.accelerator.reduce(squares, reduction="sum")))
 
     def step(self, model: Any, optimizer: Any, learning_rate: float) -> None:
@@ -159,11 +165,6 @@ class DeepSpeedEngine(PlainEngine):
                     own.setdefault(name, torch.zeros_like(flat))[start : start + len(value)] = value.to(flat.device)
 
 
-def trained(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the optimizer changes."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def deepspeed_settings(config: RunConfig, world_size: int, device: str) -> dict[str, Any]:
     """What DeepSpeed is told: the run's own settings, over those of `distributed.deepspeed_config`."""
     distributed = config.distributed
@@ -187,13 +188,9 @@ def deepspeed_settings(config: RunConfig, world_size: int, device: str) -> dict[
     }
 
 
-def check_deepspeed(config: RunConfig) -> None:
-    """Raises TrainError for settings that DeepSpeed cannot run, or that its file may not decide."""
+def check_deepspeed_file(config: RunConfig) -> None:
+    """Raises TrainError for a DeepSpeed file that cannot be read, or decides what the run does."""
     distributed = config.distributed
-    if config.optimizer != "adamw":
-        raise TrainError(f"optimizer {config.optimizer} knows no shared moments", fix="set optimizer: adamw")
-    if config.compile:
-        raise TrainError("compile is not tested with deepspeed", fix="set compile: false")
     if distributed.deepspeed_config is None:
         return
     path = distributed.deepspeed_config
@@ -201,10 +198,10 @@ def check_deepspeed(config: RunConfig) -> None:
     for name, own in OURS.items():
         if name in settings:
             raise TrainError(f'"{name}" is decided by {own} of the run', where=path, fix=f'remove "{name}" there')
-    zero = settings.get("zero_optimization", {})
-    if zero.get("stage", distributed.stage) != distributed.stage:
+    stage = settings.get("zero_optimization", {}).get("stage", distributed.stage)
+    if stage != distributed.stage:
         raise TrainError(
-            f"zero_optimization.stage is {zero['stage']}, distributed.stage is {distributed.stage}",
+            f"zero_optimization.stage is {stage}, distributed.stage is {distributed.stage}",
             where=path,
             fix="set distributed.stage to the same, or remove it there",
         )
@@ -212,17 +209,7 @@ def check_deepspeed(config: RunConfig) -> None:
 
 def read_deepspeed_config(path: str) -> dict[str, Any]:
     """The settings in a DeepSpeed file, but for those left to others by the word "auto"; raises TrainError."""
-    try:
-        settings = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise TrainError(
-            "the DeepSpeed file cannot be read", where=path, fix="set distributed.deepspeed_config"
-        ) from error
-    except ValueError as error:
-        raise TrainError(f"the DeepSpeed file is not JSON: {error}", where=path) from error
-    if not isinstance(settings, dict):
-        raise TrainError("the DeepSpeed file is not a JSON object", where=path)
-    return without_auto(settings)
+    return without_auto(read_json(Path(path), "the DeepSpeed file"))
 
 
 def without_auto(settings: dict[str, Any]) -> dict[str, Any]:

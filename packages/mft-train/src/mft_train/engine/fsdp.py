@@ -31,6 +31,11 @@ class FsdpEngine(PlainEngine):
     dtype: str
 
     @property
+    def name(self) -> str:
+        """What runs, in words."""
+        return "fsdp (torch's FSDP2)"
+
+    @property
     def is_filled(self) -> bool:
         """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
         return True

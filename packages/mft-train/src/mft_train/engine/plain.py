@@ -22,6 +22,11 @@ class PlainEngine:
     accelerator: Accelerator
 
     @property
+    def name(self) -> str:
+        """What runs, in words."""
+        return "ddp"
+
+    @property
     def is_filled(self) -> bool:
         """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
         return False

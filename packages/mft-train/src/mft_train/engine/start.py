@@ -6,7 +6,7 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mft_train.engine.deepspeed import DeepSpeedEngine, check_deepspeed, prefer_cpu
+from mft_train.engine.deepspeed import DeepSpeedEngine, check_deepspeed_file, prefer_cpu
 from mft_train.engine.fsdp import FsdpEngine
 from mft_train.engine.plain import PlainEngine
 from mft_train.errors import TrainError
@@ -40,13 +40,9 @@ def description(engine: Engine, world: World, compute: Compute) -> str:
     """What runs, in words: processes, engine, device, type of numbers."""
     import torch.distributed
 
-    names = {FsdpEngine: "fsdp (torch's FSDP2)", DeepSpeedEngine: "deepspeed"}
-    name = names.get(type(engine), "ddp")
-    if isinstance(engine, DeepSpeedEngine):
-        name += f", ZeRO stage {engine.stage}"
     machines = f" on {world.num_nodes} machines" if world.num_nodes > 1 else ""
     backend = torch.distributed.get_backend()
-    return f"{world.world_size} processes{machines}: {name}, {backend}, {compute.device.type}, {compute.dtype}"
+    return f"{world.world_size} processes{machines}: {engine.name}, {backend}, {compute.device.type}, {compute.dtype}"
 
 
 @contextlib.contextmanager
@@ -64,21 +60,21 @@ def leaving_group() -> Iterator[None]:
 def check_engine(config: RunConfig, world_size: int) -> None:
     """Raises TrainError for settings that the engine cannot run."""
     name = config.distributed.engine
-    if name in SHARING and world_size == 1:
+    if name not in SHARING:
+        return
+    if world_size == 1:
         raise TrainError(
             f"distributed.engine {name} shares {SHARING[name]} between processes, there is one", fix="--processes N"
         )
-    if name == "deepspeed":
-        check_deepspeed(config)
-    if name != "fsdp":
-        return
-    if config.method == "qlora":
+    if name == "fsdp" and config.method == "qlora":
         fix = "set distributed.engine: deepspeed, whose stage 3 shares the weights too, or ddp"
         raise TrainError("method qlora does not run with fsdp", fix=fix)
     if config.optimizer != "adamw":
-        raise TrainError(f"optimizer {config.optimizer} knows no shared weights", fix="set optimizer: adamw")
+        raise TrainError(f"optimizer {config.optimizer} knows no shared {SHARING[name]}", fix="set optimizer: adamw")
     if config.compile:
-        raise TrainError("compile is not tested with fsdp", fix="set compile: false")
+        raise TrainError(f"compile is not tested with {name}", fix="set compile: false")
+    if name == "deepspeed":
+        check_deepspeed_file(config)
 
 
 def start_accelerator(world: World, compute: Compute, timeout_seconds: float) -> Accelerator:

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 
 from mft_train.errors import TrainError
+from mft_train.rows.remote import file_sha256
 
 NUM_READERS = 8
 SAMPLE_BYTES = 4096
@@ -88,9 +89,3 @@ def weight_names(directory: Path) -> list[str]:
                 sorted(set(orjson.loads(path.read_bytes())["weight_map"].values())) if name.endswith("json") else [name]
             )
     raise TrainError("the model has no weights", where=str(directory), fix=f"it needs {WEIGHTS[0]}, or {WEIGHTS[1]}")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

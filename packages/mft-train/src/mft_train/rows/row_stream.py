@@ -186,6 +186,16 @@ def place_in_deal(rank: int, world_size: int, num_nodes: int) -> int:
     return local_rank * num_nodes + node
 
 
+@contextlib.contextmanager
+def left_by_failure(iteration: Any) -> Iterator[None]:
+    """Says that one of streaming's threads has left an iteration where it fails; at its end alone streaming does."""
+    try:
+        yield
+    except Exception:
+        iteration.on_exit()
+        raise
+
+
 def numbered_dataset() -> type[StreamingDataset]:
     """A StreamingDataset whose samples have one more column: their number over all streams.
 
@@ -213,18 +223,12 @@ def numbered_dataset() -> type[StreamingDataset]:
 
         # At the end of an epoch streaming waits until both of its threads have left it.
         def _prepare_thread(self, it: Any) -> None:
-            try:
+            with left_by_failure(it):
                 super()._prepare_thread(it)
-            except Exception:
-                it.on_exit()
-                raise
 
         def _ready_thread(self, it: Any) -> None:
-            try:
+            with left_by_failure(it):
                 super()._ready_thread(it)
-            except Exception:
-                it.on_exit()
-                raise
 
         def on_exception(self, future: Future[Any]) -> None:
             if error := future.exception():

@@ -44,8 +44,7 @@ def test_every_rule_is_tested():
 
 def test_slopes_of_a_worked_example():
     # Points (0, 1), (2, 2), (3, 2), means 5/3 and 5/3: slope (10 + 1 + 4) / (25 + 1 + 16) = 5/14.
-    history = [[1.0, 0.1, None], [None, 0.1, 5.0], [2.0, 0.1, None], [2.0, 0.1, None]]
-    found = slopes(history)
+    found = slopes([[[0, 1.0], [2, 2.0], [3, 2.0]], [[0, 0.1], [1, 0.1], [2, 0.1]], [[1, 5.0]]])
     assert found[0] == pytest.approx(5 / 14, rel=1e-12)
     assert found[1:] == [0.0, None]
 
@@ -168,6 +167,36 @@ def test_a_task_missing_from_some_probes_keeps_its_slope():
         assert run(loss, gaps)[0][-1] == pytest.approx(run(loss, whole)[0][-1], rel=1e-6)
 
 
+@pytest.mark.parametrize("balancer", ["self_paced", "coba"])
+def test_tasks_measured_in_turn_get_the_weights_of_tasks_measured_at_once(balancer):
+    whole = [[3 - 0.1 * t, 2 - 0.05 * t, 4 - 0.01 * t] for t in range(20)]
+    turns = [
+        [loss if t == 0 or (t - 1) % 3 == k else None for k, loss in enumerate(row)] for t, row in enumerate(whole)
+    ]
+    loss = LossConfig(
+        balancer=balancer,
+        coba=CobaConfig(warmup_updates=1, history_length=5),
+        self_paced=SelfPacedConfig(history_length=5),
+    )
+    assert run(loss, turns)[0][-1] == pytest.approx(run(loss, whole)[0][-1], rel=1e-6)
+    assert run(loss, turns)[0][-1] != pytest.approx([1, 1, 1], rel=1e-2)
+
+
+@pytest.mark.parametrize("balancer", PROBING)
+def test_a_state_does_not_grow_with_the_updates(balancer, monkeypatch):
+    monkeypatch.setattr("mft_train.balancing.coba.WORST_LENGTH", 50)
+    generator = random.Random(0)
+
+    def sizes(state):
+        return [len(value) for value in state.values() if isinstance(value, list)] + [
+            len(own) for name in ("points", "slopes") for own in state.get(name, [])
+        ]
+
+    history = [[generator.random() if generator.random() < 0.5 else None for _ in range(3)] for _ in range(300)]
+    _, state = run(LOSSES[balancer], history[:150])
+    assert sizes(run(LOSSES[balancer], history[150:], state)[1]) == sizes(state)
+
+
 def curves(*rates, num_updates=60):
     """Losses that fall (or rise, for a negative rate) exponentially from 2 nats."""
     return [[2 * math.exp(-rate * t) for rate in rates] for t in range(num_updates)]
@@ -209,7 +238,8 @@ def test_coba_sees_through_the_noise_of_small_probes(is_diverging):
         if is_diverging:
             fast += max(0, t - 200) * 0.003
         history.append([loss * (1 + 0.1 * generator.gauss(0, 1)) for loss in (fast, slow)])
-    found, state = run(LossConfig(balancer="coba"), history)
+    settings = CobaConfig(warmup_updates=100, history_length=200)
+    found, state = run(LossConfig(balancer="coba", coba=settings), history)
     # From the end of the warm-up RCS takes part; the noisy slopes of the very first updates would keep DF at 0.
     factors = [divergence_factor(state["worst"][:t], 5.0) for t in range(1, 101)]
     assert min(factors) > 0.3

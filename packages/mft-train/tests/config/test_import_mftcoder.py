@@ -58,7 +58,7 @@ def test_coba_settings(convert):
     settings = {"coba_warmup_steps": 50, "coba_update_interval": 4, "coba_tau": 3, "per_device_eval_batch_size": 2}
     config, _ = convert(weighted_loss_mode="coba", coba_sample_valid_num=3, **settings)
     assert (config.loss.coba.warmup_updates, config.loss.coba.history_length, config.loss.coba.tau) == (13, 200, 3.0)
-    assert (config.loss.balancer_interval, config.loss.probe_rows) == (4, 6)
+    assert (config.loss.balancer_interval, config.loss.probe_rows, config.loss.probe_tasks) == (4, 6, None)
     _, notes = convert(**settings)
     assert notes["coba_tau"] == "no key: weighted_loss_mode is case3"
 

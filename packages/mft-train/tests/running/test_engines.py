@@ -17,7 +17,12 @@ SETTINGS = {
     "learning_rate": 0.01,
     "validation_interval": 3,
     "checkpoint_interval": 3,
-    "loss": {"balancer": "coba", "probe_rows": 3, "coba": {"warmup_updates": 2, "history_length": 3}},
+    "loss": {
+        "balancer": "coba",
+        "balancer_interval": 1,
+        "probe_rows": 3,
+        "coba": {"warmup_updates": 1, "history_length": 3},
+    },
     "trackers": [],
 }
 MEASURED = {"tokens_per_second", "peak_memory_bytes"}

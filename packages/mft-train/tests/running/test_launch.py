@@ -70,7 +70,7 @@ def test_a_full_run_ends_in_a_plain_model(config, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
 
-COBA = {"balancer": "coba", "coba": {"warmup_updates": 2, "history_length": 3}}
+COBA = {"balancer": "coba", "balancer_interval": 1, "coba": {"warmup_updates": 1, "history_length": 3}}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_balancer_moves_the_weights_and_leaves_the_training_rows_and_the_dropo
     plain = config(max_steps=5, lora={"dropout": 0.1})
     assert launch(plain).exit_code == 0
     sections = {"self_paced": {"history_length": 2}, "coba": {"warmup_updates": 2}}
-    loss = {"balancer": balancer, balancer: sections.get(balancer, {})}
+    loss = {"balancer": balancer, "balancer_interval": 1, "probe_tasks": None, balancer: sections.get(balancer, {})}
     balanced = config(max_steps=5, lora={"dropout": 0.1}, loss=loss | {"weight_floor": 1 - 1e-12}, output="unused")
     assert launch(balanced, f"output={tmp_path / 'equal'}").exit_code == 0
     assert launch(balanced, f"output={tmp_path / 'moved'}", "loss.weight_floor=0.1").exit_code == 0

@@ -26,7 +26,7 @@ SETTINGS = {
     "global_batch_size": 4,
     "learning_rate": 0.01,
     "lora": {"dropout": 0.1},
-    "loss": {"balancer": "coba", "coba": {"warmup_updates": 2, "history_length": 3}},
+    "loss": {"balancer": "coba", "balancer_interval": 1, "coba": {"warmup_updates": 1, "history_length": 3}},
     "validation_interval": 6,
     "checkpoint_interval": 3,
     "keep_last": 2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mft_train.balancing.balancers import SAME_ROWS, task_weights
+from mft_train.balancing.balancers import task_weights
 from mft_train.balancing.probe import Probe
 from mft_train.errors import TrainError
 from mft_train.loss.task_losses import task_losses
@@ -48,7 +48,7 @@ class TaskBalance:
         self.tasks = dataset.trained_tasks
         self.probe = None
         if self.loss.balancer != "static":
-            self.probe = Probe(dataset, self.tasks, self.loss.probe_rows, config.seed)
+            self.probe = Probe(dataset, self.tasks, self.loss.probe_rows, config.seed, self.loss.probe_tasks)
         saved = saved or {"task_weights": [1.0] * self.num_tasks, "state": {}}
         self.task_weights: list[float] = saved["task_weights"]
         self.state: dict[str, Any] = saved["state"]
@@ -65,11 +65,12 @@ class TaskBalance:
 
     def update(self, accelerator: Accelerator, model: nn.Module, loss_head: LossHead, global_step: int) -> None:
         """Sets the weights for step `global_step` (from 1) if it is one of the balancer's; all ranks together."""
-        if (global_step - 1) % self.loss.balancer_interval:
+        update, steps_since = divmod(global_step - 1, self.loss.balancer_interval)
+        if steps_since:
             return
         losses: list[float | None] = [None] * len(self.tasks)
         if self.probe:
-            losses = self.probe_losses(self.probe, accelerator, model, loss_head, global_step)
+            losses = self.probe_losses(self.probe, accelerator, model, loss_head, update)
         names = [task.name for task in self.tasks]
         weights, self.state = task_weights(self.loss, names, self.state, losses)
         self.task_weights = [1.0] * self.num_tasks
@@ -77,14 +78,14 @@ class TaskBalance:
             self.task_weights[task.task_id] = weight
 
     def probe_losses(
-        self, probe: Probe, accelerator: Accelerator, model: nn.Module, loss_head: LossHead, global_step: int
+        self, probe: Probe, accelerator: Accelerator, model: nn.Module, loss_head: LossHead, update: int
     ) -> list[float | None]:
-        """The loss of every trained task on this step's probe; raises TrainError if one is not finite."""
-        draw = 0 if self.loss.balancer in SAME_ROWS else global_step
-        rows = probe.rows(draw, accelerator.process_index, accelerator.num_processes)
+        """The loss of every trained task, None if this update does not measure it; raises TrainError for infinity."""
+        rows = probe.rows(update, accelerator.process_index, accelerator.num_processes)
         losses = task_losses(accelerator, model, loss_head, rows, self.num_tasks, self.micro_batch_size)
         spoilt = [task.name for task in self.tasks if not math.isfinite(losses[task.task_id] or 0.0)]
         if spoilt:
+            global_step = 1 + update * self.loss.balancer_interval
             raise TrainError(
                 f"step {global_step} stopped before the update: the probe loss of {', '.join(spoilt)} is not finite",
                 where=self.run_dir,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mft_train.balancing.slopes import normalized, slopes, softmax
+from mft_train.balancing.slopes import normalized, slopes, softmax, with_measurements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A first loss is taken to be at least this many nats: the ratio to it stays finite.
 SMALLEST_FIRST_LOSS = 1e-8
+# DF looks at all updates in the paper; at so many here, so that neither a checkpoint nor an update grows for ever.
+WORST_LENGTH = 1000
 
 
 def coba(
@@ -26,11 +28,11 @@ def coba(
 ) -> tuple[list[float], dict[str, Any]]:
     """Each task's share of the weight, uniform during warm-up, and the state after this update.
 
-    The state holds each task's `first` loss, the last `history_length` loss `ratios` to it, and the number of
-    `updates`; from the end of the warm-up on also the last `history_length` `slopes` of the ratios, and the slope of
-    the `worst` task at every update.
+    The state holds each task's `first` loss, its last `history_length` measurements of the ratio to it as `points`, how
+    often it was `measured`, and the number of `updates`; from the end of the warm-up on also each task's last
+    `history_length` `slopes`, and the slope of the `worst` task at the last WORST_LENGTH updates.
     """
-    num_tasks, length = len(probe_losses), settings.history_length
+    num_tasks, updates = len(probe_losses), state.get("updates", 0) + 1
     first: list[float | None] = [
         loss if known is None else known
         for known, loss in zip(state.get("first", [None] * num_tasks), probe_losses, strict=True)
@@ -39,17 +41,23 @@ def coba(
         None if loss is None or start is None else loss / max(start, SMALLEST_FIRST_LOSS)
         for loss, start in zip(probe_losses, first, strict=True)
     ]
-    history = [*state.get("ratios", []), ratios][-length:]
-    new_state: dict[str, Any] = {"first": first, "ratios": history, "updates": state.get("updates", 0) + 1}
+    points = with_measurements(state.get("points", [[]] * num_tasks), updates, ratios, settings.history_length)
+    measured = [
+        count + (loss is not None)
+        for count, loss in zip(state.get("measured", [0] * num_tasks), probe_losses, strict=True)
+    ]
+    new_state: dict[str, Any] = {"first": first, "points": points, "measured": measured, "updates": updates}
     equal = [1 / num_tasks] * num_tasks
-    if new_state["updates"] <= settings.warmup_updates:
+    # A slope needs two measurements, and the worst of only some tasks would be compared with the worst of all.
+    if min(filter(None, measured), default=0) <= max(1, settings.warmup_updates):
         return equal, new_state
-    current = slopes(history)
-    known_slopes = [slope for slope in current if slope is not None]
-    new_state["slopes"] = [*state.get("slopes", []), current][-length:]
-    new_state["worst"] = [*state.get("worst", []), *([max(known_slopes)] if known_slopes else [])]
-    if not known_slopes:
-        return equal, new_state
+    current = slopes(points)
+    new_state["slopes"] = [
+        [*own, *([] if slope is None or loss is None else [slope])][-settings.history_length :]
+        for own, slope, loss in zip(state.get("slopes", [[]] * num_tasks), current, probe_losses, strict=True)
+    ]
+    worst = max(slope for slope in current if slope is not None)
+    new_state["worst"] = [*state.get("worst", []), worst][-WORST_LENGTH:]
     factor = divergence_factor(new_state["worst"], settings.tau)
     relative, absolute = relative_scores(current), absolute_scores(new_state["slopes"])
     return (factor * relative + (1 - factor) * absolute).tolist(), new_state
@@ -63,16 +71,12 @@ def relative_scores(current: Sequence[float | None]) -> np.ndarray:
     return softmax(normalized(np.array([slope or 0.0 for slope in current])))
 
 
-def absolute_scores(slope_history: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """ACS: the softmax over tasks of -N a_k / sum of |a_k| over the last N updates; a diverging task gets the least.
+def absolute_scores(slope_history: Sequence[Sequence[float]]) -> np.ndarray:
+    """ACS: the softmax over tasks of -N a_k / sum of |a_k| over its last N slopes; a diverging task gets the least.
 
-    N is the number of slopes of the task in the window. A task without one, or with zeros only, counts as 0.
+    `slope_history[k]` are the slopes of task k, the latest last. A task without one, or with zeros only, counts as 0.
     """
-    exponents = []
-    for own in zip(*slope_history, strict=True):
-        known = np.array([slope for slope in own if slope is not None])
-        exponents.append(-normalized(known)[-1] if len(known) else 0.0)
-    return softmax(np.array(exponents))
+    return softmax(np.array([-normalized(np.array(own))[-1] if len(own) else 0.0 for own in slope_history]))
 
 
 def divergence_factor(worst: Sequence[float], tau: float) -> float:

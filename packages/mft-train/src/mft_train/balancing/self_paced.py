@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mft_train.balancing.slopes import normalized, slopes, softmax
+from mft_train.balancing.slopes import normalized, slopes, softmax, with_measurements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 def self_paced(
     state: dict[str, Any], probe_losses: Sequence[float | None], settings: SelfPacedConfig
 ) -> tuple[list[float], dict[str, Any]]:
-    """Each task's share of the weight, uniform until the history is full, and the state after this update.
+    """Each task's share of the weight, uniform until a history is full, and the state after this update.
 
-    With a_k the slope of task k's loss over the last `history_length` updates and n_k = K a_k / sum_j |a_j|, the
-    shares are softmax(scale * softmax(n) * -n). The state holds those `losses`. A slope that is not known counts as 0.
+    With a_k the slope of task k's loss over its last `history_length` measurements and n_k = K a_k / sum_j |a_j|, the
+    shares are softmax(scale * softmax(n) * -n). The state holds those measurements as `points`, and the number of
+    `updates`. A slope that is not known counts as 0.
     """
-    losses = [*state.get("losses", []), list(probe_losses)][-settings.history_length :]
-    new_state = {"losses": losses}
-    if len(losses) < settings.history_length:
-        return [1 / len(probe_losses)] * len(probe_losses), new_state
-    pace = normalized(np.array([slope or 0.0 for slope in slopes(losses)]))
+    num_tasks, updates = len(probe_losses), state.get("updates", 0) + 1
+    points = with_measurements(state.get("points", [[]] * num_tasks), updates, probe_losses, settings.history_length)
+    new_state = {"points": points, "updates": updates}
+    if max(map(len, points)) < settings.history_length:
+        return [1 / num_tasks] * num_tasks, new_state
+    pace = normalized(np.array([slope or 0.0 for slope in slopes(points)]))
     return softmax(settings.scale * softmax(pace) * -pace).tolist(), new_state

@@ -1,4 +1,4 @@
-"""How fast each task's loss changes: least-squares slopes over a history of updates with gaps, and softmax."""
+"""How fast each task's loss changes: least-squares slopes over its last measurements, and softmax."""
 
 from __future__ import annotations
 
@@ -9,22 +9,33 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    Points = Sequence[list[float]]
 
-def slopes(history: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The slope of each task's least-squares line, per update; None for a task seen less than twice.
 
-    `history[u][k]` is task k's loss at update u, None if it was not measured: a gap leaves the line of the other points
-    as it is. A constant loss has a slope of exactly 0.
+def with_measurements(
+    points: Sequence[Points], update: int, values: Sequence[float | None], length: int
+) -> list[list[list[float]]]:
+    """The last `length` measurements of every task, those of this update included: [update, value] each.
+
+    A task that is not measured now, None among the `values`, keeps what it has.
+    """
+    pairs = zip(points, values, strict=True)
+    return [[*own, *([] if value is None else [[update, value]])][-length:] for own, value in pairs]
+
+
+def slopes(points: Sequence[Points]) -> list[float | None]:
+    """The slope of each task's least-squares line through its points, per update; None for less than two points.
+
+    A constant loss has a slope of exactly 0.
     """
     found: list[float | None] = []
-    for losses in np.array(history, dtype=np.float64).T:
-        (updates,) = np.nonzero(~np.isnan(losses))
-        if len(updates) < 2:
+    for own in points:
+        if len(own) < 2:
             found.append(None)
             continue
+        updates, losses = np.array(own, dtype=np.float64).T
         offsets = updates - updates.mean()
-        rises = losses[updates] - losses[updates[0]]
-        found.append(float(offsets @ rises / (offsets @ offsets)))
+        found.append(float(offsets @ (losses - losses[0]) / (offsets @ offsets)))
     return found
 
 

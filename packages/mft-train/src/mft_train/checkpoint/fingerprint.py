@@ -54,7 +54,7 @@ PLAIN = (
 )
 # The settings on which others depend.
 CHOICES = ("method", "loss.balancer")
-BALANCER_SETTINGS = ("balancer", "balancer_interval", "probe_rows", "weight_floor")
+BALANCER_SETTINGS = ("balancer", "balancer_interval", "probe_rows", "probe_tasks", "weight_floor")
 # A change of these leaves nothing for the memory of a balancer to be compared with.
 BALANCED_BY = {"dataset", "mixture", "repeats"}
 
@@ -117,5 +117,5 @@ def forgets_validations(changed: AbstractSet[str]) -> bool:
 
 def forgets_balance(changed: AbstractSet[str]) -> bool:
     """Whether the memory of a balancer has no meaning after these changes."""
-    settings = ("loss.balancer", "loss.probe_rows", "loss.self_paced", "loss.coba", "loss.famo", "loss.focal")
+    settings = ("loss.balancer", "loss.probe_", "loss.self_paced", "loss.coba", "loss.famo", "loss.focal")
     return not changed.isdisjoint(BALANCED_BY) or any(name.startswith(settings) for name in changed)

@@ -20,15 +20,19 @@ class Section(BaseModel):
 class SelfPacedConfig(Section):
     """The balancer of MFTCoder 0.3."""
 
-    history_length: Annotated[int, Field(ge=2)] = Field(100, description="updates that a slope is fitted to")
+    history_length: Annotated[int, Field(ge=2)] = Field(
+        10, description="measurements of a task that its slope is fitted to; weights are equal before"
+    )
     scale: PositiveFloat = Field(50.0, description="sharpness: larger moves the weights further from equal")
 
 
 class CobaConfig(Section):
     """The convergence balancer."""
 
-    warmup_updates: NonNegativeInt = Field(100, description="updates with equal weights at the start")
-    history_length: Annotated[int, Field(ge=2)] = Field(200, description="updates that a slope is fitted to")
+    warmup_updates: NonNegativeInt = Field(3, description="measurements of a task with equal weights at the start")
+    history_length: Annotated[int, Field(ge=2)] = Field(
+        10, description="measurements of a task that its slope is fitted to"
+    )
     tau: PositiveFloat = Field(5.0, description="how soon a diverging task takes over; larger is sooner")
 
 
@@ -57,8 +61,11 @@ class LossConfig(Section):
     task_weights: dict[str, PositiveFloat] = Field(
         {}, description="task to weight, for balancer static; a task that is not named has weight 1"
     )
-    balancer_interval: PositiveInt = Field(1, description="optimizer steps between updates of the balancer")
-    probe_rows: PositiveInt = Field(2, description="validation rows of each task that an update measures")
+    balancer_interval: PositiveInt = Field(10, description="optimizer steps between updates of the balancer")
+    probe_rows: PositiveInt = Field(8, description="validation rows of each task that are measured, always the same")
+    probe_tasks: PositiveInt | None = Field(
+        1, description="tasks that an update measures, in turn, after a first one that measures all; null: all of them"
+    )
     weight_floor: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="least weight of a task where equal weights are 1, for every balancer but static"
     )

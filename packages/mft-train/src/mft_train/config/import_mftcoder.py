@@ -285,8 +285,9 @@ def weights(job: Import) -> None:
 def probe(job: Import, interval: int, sample_key: str) -> None:
     """How often and on how many rows a balancer measures."""
     job.settings["loss"]["balancer_interval"] = interval
+    job.settings["loss"]["probe_tasks"] = None
     job.settings["loss"]["probe_rows"] = job.old[sample_key] * job.old["per_device_eval_batch_size"]
-    job.note(sample_key, "changed: probe_rows counts rows per task over all ranks, not batches of each rank")
+    job.note(sample_key, "changed: probe_rows counts rows per task over all ranks, the same for the whole run")
 
 
 def attention(job: Import) -> None:

@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mft_train.engine.plain import PlainEngine
+from mft_train.loss.coefficients import count_batch, gradient_shares, segment_coefficients
 from mft_train.loss.loss_head import LossHead
 from mft_train.model import segment_attention
-from mft_train.rows.packed_batch import Row
+from mft_train.rows.packed_batch import Row, pack_rows
 from mft_train.running.train_step import accumulate_gradients
 
 TASK_WEIGHTS = torch.tensor([1.0, 2.5, 0.5], dtype=torch.float64)
+EXPECTED_COUNTS = torch.tensor([[50.0, 20.0, 5.0], [6.0, 3.0, 0.5]], dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def rows(make_row):
     return [*made[:5], replace(made[5], loss_mask=np.zeros_like(made[5].loss_mask))]
 
 
-def gradient(accelerator, model, rows, micro_batch_size, reduction):
+def gradient(accelerator, model, rows, micro_batch_size, reduction, expected_counts=None):
     model.zero_grad()
     result = accumulate_gradients(
         PlainEngine(accelerator),
@@ -53,6 +55,7 @@ def gradient(accelerator, model, rows, micro_batch_size, reduction):
         reduction=reduction,
         task_weights=TASK_WEIGHTS,
         max_grad_norm=1e9,
+        expected_counts=expected_counts,
     )
     return result, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
@@ -105,19 +108,50 @@ def test_the_gradient_is_that_of_the_documented_formula(accelerator, model, rows
     micro_batch_size=st.integers(1, 6),
     order=st.permutations(range(6)),
     is_packed=st.booleans(),
+    is_expected=st.booleans(),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_micro_batches_order_and_packing_do_not_change_the_gradient(
-    accelerator, model, rows, reduction, micro_batch_size, order, is_packed
+    accelerator, model, rows, reduction, micro_batch_size, order, is_packed, is_expected
 ):
-    reference_result, reference = gradient(accelerator, model, rows, 6, reduction)
+    counts = EXPECTED_COUNTS if is_expected else None
+    reference_result, reference = gradient(accelerator, model, rows, 6, reduction, counts)
     shuffled = [rows[index] for index in order]
     result, got = gradient(
-        accelerator, model, shuffled if is_packed else list(unpack(shuffled)), micro_batch_size, reduction
+        accelerator, model, shuffled if is_packed else list(unpack(shuffled)), micro_batch_size, reduction, counts
     )
     assert torch.allclose(got, reference, rtol=0, atol=1e-10)
     assert result.loss == pytest.approx(reference_result.loss, abs=1e-10)
     assert result.supervised_tokens == reference_result.supervised_tokens
+    assert result.task_shares == pytest.approx(reference_result.task_shares, rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sample_mean", "task_mean", "task_sample_mean"])
+def test_task_shares_are_the_sums_of_the_coefficients(rows, reduction):
+    batch = pack_rows(rows)
+    counts = count_batch(batch.segment_tasks, batch.segment_tokens, 3)
+    for expected in (None, EXPECTED_COUNTS):
+        shares = gradient_shares(reduction, counts, TASK_WEIGHTS, expected)
+        is_used = expected is not None and reduction.startswith("task_")
+        coefficients = segment_coefficients(
+            reduction, batch.segment_tasks, batch.segment_tokens, expected if is_used else counts, TASK_WEIGHTS
+        )
+        sums = torch.zeros(3, dtype=torch.float64)
+        sums.index_add_(0, batch.segment_tasks[batch.token_segments], coefficients[batch.token_segments])
+        assert torch.allclose(shares, sums, rtol=0, atol=1e-12)
+        assert is_used or shares.sum().item() == pytest.approx(1)
+
+
+def test_batches_divided_by_expected_counts_add_up_to_the_mean_over_all_rows(accelerator, model, rows):
+    # Single rows as batches of an epoch of them: the mean of their gradients is that of all rows in one batch.
+    counts = [count_batch(batch.segment_tasks, batch.segment_tokens, 3) for batch in (pack_rows([row]) for row in rows)]
+    expected = torch.stack(counts).mean(0)
+    _, whole = gradient(accelerator, model, rows, 6, "task_mean")
+    parts = [gradient(accelerator, model, [row], 1, "task_mean", expected)[1] for row in rows]
+    # A coefficient is rounded to float32.
+    assert torch.allclose(torch.stack(parts).mean(0), whole, rtol=0, atol=1e-7)
+    alone = [gradient(accelerator, model, [row], 1, "task_mean")[1] for row in rows[:5]]
+    assert not torch.allclose(torch.stack(alone).mean(0), whole, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sample_mean", "task_mean", "task_sample_mean"])

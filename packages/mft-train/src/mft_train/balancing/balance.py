@@ -25,6 +25,12 @@ def check_balancer(config: RunConfig, dataset: DatasetDir) -> None:
     unknown = sorted(set(config.loss.task_weights) - set(names))
     if unknown:
         raise TrainError(f'loss.task_weights names unknown task "{unknown[0]}"', fix=f"tasks: {', '.join(names)}")
+    if config.loss.task_counts == "expected" and dataset.is_weighted:
+        raise TrainError(
+            "loss.task_counts: expected does not know the weights of this dataset's records",
+            where=str(dataset.path),
+            fix="set it to batch, or build the dataset without weights",
+        )
     blind = [task.name for task in dataset.trained_tasks if not task.validation_rows]
     if blind and config.loss.balancer != "static":
         raise TrainError(

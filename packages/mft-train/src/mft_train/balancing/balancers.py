@@ -2,8 +2,8 @@
 
 A rule is a pure function `rule(state, probe_losses, settings) -> (shares, new_state)`. A state is a dict of JSON values
 that comes back bit for bit from a file; `{}` is the state before the first update. `probe_losses[k]` is task k's mean
-token loss in nats on its probe rows, None if this update does not measure it or it has no supervised token there. Shares
-are at least 0 and sum to one; `task_weights` makes positive weights of them that sum to the number of tasks.
+token loss in nats on its probe rows, None if this update does not measure it or none of their tokens is supervised.
+Shares are at least 0 and sum to one; `task_weights` makes positive weights of them that sum to the number of tasks.
 """
 
 from __future__ import annotations

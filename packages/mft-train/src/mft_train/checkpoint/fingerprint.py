@@ -8,6 +8,7 @@ import click
 
 from mft_train.config.config_file import flatten_values
 from mft_train.errors import TrainError
+from mft_train.rows.mixture import proportions
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -36,6 +37,9 @@ PLAIN = (
     "method",
     "global_batch_size",
     "mixture",
+    "mixture_exponent",
+    "mixture_unit",
+    "max_repetitions",
     "repeats",
     "seed",
     "optimizer",
@@ -56,7 +60,7 @@ PLAIN = (
 CHOICES = ("method", "loss.balancer")
 BALANCER_SETTINGS = ("balancer", "balancer_interval", "probe_rows", "probe_tasks", "weight_floor")
 # A change of these leaves nothing for the memory of a balancer to be compared with.
-BALANCED_BY = {"dataset", "mixture", "repeats"}
+BALANCED_BY = {"dataset", "mixture", "mixture_exponent", "mixture_unit", "max_repetitions", "shares", "repeats"}
 
 
 def fingerprint(config: RunConfig, compute: Compute, dataset: DatasetDir, base: str) -> dict[str, Any]:
@@ -66,6 +70,7 @@ def fingerprint(config: RunConfig, compute: Compute, dataset: DatasetDir, base: 
     """
     loss = config.loss.model_dump()
     names = ["reduction", "router_aux_loss_coef"]
+    names += ["task_counts"] if loss["reduction"].startswith("task_") else []
     names += ["task_weights"] if config.loss.balancer == "static" else [*BALANCER_SETTINGS, config.loss.balancer]
     used = {"balancer": config.loss.balancer} | {name: loss[name] for name in names}
     return {
@@ -74,6 +79,8 @@ def fingerprint(config: RunConfig, compute: Compute, dataset: DatasetDir, base: 
         "dtype": compute.dtype,
         "attention": compute.attention,
         **{name: getattr(config, name) for name in PLAIN},
+        # With a limit on repetitions the shares follow from the length of the run.
+        **({"shares": proportions(dataset.trained_tasks, config)} if config.max_repetitions else {}),
         **(dict(flatten_values(config.lora.model_dump(), "lora.")) if config.method != "full" else {}),
         **(dict(flatten_values(config.quantization.model_dump(), "quantization.")) if config.method == "qlora" else {}),
         **dict(flatten_values(used, "loss.", whole=("task_weights",))),

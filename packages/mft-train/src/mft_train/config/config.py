@@ -61,6 +61,11 @@ class LossConfig(Section):
     task_weights: dict[str, PositiveFloat] = Field(
         {}, description="task to weight, for balancer static; a task that is not named has weight 1"
     )
+    task_counts: Literal["batch", "expected"] = Field(
+        "batch",
+        description="what divides the losses of a task: its tokens in the batch, or those that a batch has on average, "
+        "which keeps its share where many batches lack it",
+    )
     balancer_interval: PositiveInt = Field(10, description="optimizer steps between updates of the balancer")
     probe_rows: PositiveInt = Field(8, description="validation rows of each task that are measured, always the same")
     probe_tasks: PositiveInt | None = Field(
@@ -83,6 +88,8 @@ class LossConfig(Section):
         if self.task_weights and self.balancer != "static":
             raise ValueError(f"task_weights have no effect with balancer {self.balancer}")
         if not self.reduction.startswith("task_"):
+            if self.task_counts != "batch":
+                raise ValueError(f"task_counts {self.task_counts} has no effect with reduction {self.reduction}")
             if self.task_weights:
                 raise ValueError(f"task_weights have no effect with reduction {self.reduction}")
             if self.balancer != "static":
@@ -201,10 +208,21 @@ class RunConfig(Section):
     mixture: dict[str, NonNegativeFloat] = Field(
         {}, description="task to its share of the rows drawn, for every task; empty: by size, each row once per epoch"
     )
+    mixture_exponent: NonNegativeFloat | None = Field(
+        None, description="in place of mixture: shares by size^exponent; 1: by size, 0.5: square root, 0: equal"
+    )
+    mixture_unit: Literal["rows", "tokens"] = Field(
+        "rows", description="what mixture and mixture_exponent give shares of, and measure sizes in"
+    )
+    max_repetitions: PositiveFloat | dict[str, PositiveFloat] | None = Field(
+        None,
+        description="most times that the run sees the rows of a task, for all or task to number; what is over goes to "
+        "the others",
+    )
     repeats: dict[str, NonNegativeFloat] = Field(
         {},
         description="task to how often an epoch has each of its rows, such as 2 or 0.5; 0 leaves the task out; "
-        "a task that is not named: 1; give this or mixture",
+        "a task that is not named: 1; in place of the mixture keys",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute type; auto is float32 on CPU, bfloat16 on GPU"
@@ -255,8 +273,13 @@ class RunConfig(Section):
             raise ValueError("give exactly one of max_steps and epochs")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate is above learning_rate")
-        if self.mixture and self.repeats:
-            raise ValueError("give mixture or repeats, not both")
+        for name in ("mixture", "mixture_exponent", "max_repetitions"):
+            if self.repeats and getattr(self, name) not in (None, {}):
+                raise ValueError(f"give {name} or repeats, not both")
+        if self.mixture and self.mixture_exponent is not None:
+            raise ValueError("give mixture or mixture_exponent, not both")
+        if self.mixture_unit != "rows" and not self.mixture and self.mixture_exponent is None:
+            raise ValueError(f"mixture_unit {self.mixture_unit} has no effect without mixture or mixture_exponent")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:

@@ -43,9 +43,10 @@ def segment_coefficients(
 ) -> Tensor:
     """The coefficient of each supervised token of each conversation: (num_segments,) float64.
 
-    `global_counts` is the (2, num_tasks) sum of `count_batch` over the global batch, `task_weights` is (num_tasks,).
+    `global_counts` is the (2, num_tasks) sum of `count_batch` over the global batch, or what that is on average;
+    `task_weights` is (num_tasks,).
     With N, N_k, n_s supervised tokens of the batch, task and conversation, S, S_k conversations and W the sum of the
-    weights of tasks present in the batch:
+    weights of tasks with tokens in these counts:
     token_mean 1/N; sample_mean 1/(S n_s); task_mean w_k/(W N_k); task_sample_mean w_k/(W S_k n_s).
     A conversation's own weight v_s multiplies its coefficients, and the counts: N is the sum of v_s n_s, S that of v_s.
     Conversations without supervised tokens get 0.
@@ -70,3 +71,21 @@ def segment_coefficients(
     if segment_weights is not None:
         coefficients = coefficients * segment_weights
     return torch.where(segment_tokens > 0, coefficients, 0.0)
+
+
+def gradient_shares(
+    reduction: str, global_counts: Tensor, task_weights: Tensor, expected_counts: Tensor | None = None
+) -> Tensor:
+    """The sum of each task's coefficients over the global batch: (num_tasks,) float64.
+
+    They sum to 1, and do so on average only with `expected_counts` in place of the batch's own `global_counts`.
+    """
+    import torch
+
+    if reduction in ("token_mean", "sample_mean"):
+        counted = global_counts[0 if reduction == "token_mean" else 1]
+        return counted / counted.sum()
+    counts = global_counts if expected_counts is None else expected_counts
+    weights = torch.where(counts[0] > 0, task_weights.to(torch.float64), 0.0)
+    kind = 0 if reduction == "task_mean" else 1
+    return weights / weights.sum() * torch.where(counts[0] > 0, global_counts[kind] / counts[kind], 0.0)

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import click
 import orjson
 
 from mft_train.config.config import DistributedConfig
@@ -24,6 +25,7 @@ from mft_train.planning.memory import (
     readable,
     settle_checkpointing,
 )
+from mft_train.planning.task_shares import TaskShare, task_shares, to_lines, warning
 from mft_train.rows.mixture import epoch_rows
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Plan:
     supervised_tokens_per_step: int
     gradient_checkpointing: bool
     memory: Memory
+    tasks: list[TaskShare]
     smallest: dict[str, int | None] | None = None
 
 
@@ -110,8 +113,12 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int, gpu_by
         compute = replace(compute, dtype="bfloat16")
     compute = settle_checkpointing(config, compute, dataset, num_processes, free, is_talking=True)
     model = empty_model(config)
-    rows = sum(task.train_rows if config.mixture else epoch_rows(task, config) for task in dataset.trained_tasks)
+    rows = round(sum(epoch_rows(dataset.trained_tasks, config)))
     steps_per_epoch = math.ceil(rows / config.global_batch_size)
+    steps = num_run_steps(steps_per_epoch, config)
+    shares = task_shares(dataset, config, steps)
+    if line := warning(shares):
+        click.echo(line, err=True)
     tokens, supervised = mean_row(dataset.trained_tasks, config)
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -120,11 +127,12 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int, gpu_by
         gradient_accumulation_steps=config.global_batch_size // (config.micro_batch_size * num_processes),
         rows=rows,
         steps_per_epoch=steps_per_epoch,
-        steps=num_run_steps(steps_per_epoch, config),
+        steps=steps,
         tokens_per_step=round(tokens * config.global_batch_size),
         supervised_tokens_per_step=round(supervised * config.global_batch_size),
         gradient_checkpointing=compute.gradient_checkpointing,
         memory=estimate_memory(config, compute, dataset, model, num_processes),
+        tasks=shares,
         smallest=smallest_numbers(config, compute, dataset, model, gpu_bytes) if gpu_bytes else None,
     )
 
@@ -167,4 +175,5 @@ def to_text(plan: Plan) -> str:
             (f"GPUs, {name}", "does not fit on any number" if number is None else f"{number} or more (estimate)")
         )
     width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{label:{width}}  {value}" for label, value in lines)
+    table = [f"{label:{width}}  {value}" for label, value in lines]
+    return "\n".join([*table, "", *to_lines(plan.tasks)])

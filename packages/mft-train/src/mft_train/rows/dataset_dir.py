@@ -32,6 +32,7 @@ class Task:
     train_tokens: int
     train_supervised_tokens: int
     validation_rows: int
+    train_conversations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class DatasetDir:
     max_token_id: int
     is_packed: bool  # whether some row holds more than one conversation
     manifest_sha256: str
+    is_weighted: bool  # whether some conversation counts more or less than once
     remote: tuple[Store, Cache] | None = None  # where training rows come from when they are needed
 
     @property
@@ -108,6 +110,7 @@ def read_manifest(content: bytes, path: Path) -> DatasetDir:
                 for split in entry["splits"].values()
             ),
             manifest_sha256=hashlib.sha256(content).hexdigest(),
+            is_weighted="segment_weights" in manifest.get("features", ()),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise TrainError(
@@ -125,6 +128,7 @@ def read_task(entry: dict[str, Any]) -> Task:
         train_tokens=train["tokens"],
         train_supervised_tokens=train["supervised_tokens"],
         validation_rows=validation["rows"],
+        train_conversations=train["conversations"],
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from mft_train.balancing.balance import TaskBalance
     from mft_train.checkpoint.validation_record import ValidationRecord
@@ -50,6 +50,7 @@ class Run:
     writer: CheckpointWriter
     fingerprint: dict[str, Any]
     origin: Origin
+    expected_counts: Tensor | None
     num_steps: int
     run_dir: Path
 
@@ -132,6 +133,7 @@ class Run:
             reduction=self.config.loss.reduction,
             task_weights=self.balance.weights(self.engine.accelerator),
             max_grad_norm=self.config.max_grad_norm,
+            expected_counts=self.expected_counts,
         )
         if not result.is_finite:
             raise not_finite(self.engine.accelerator, self.model, self.dataset, step_rows, result, global_step)
@@ -180,6 +182,7 @@ class Run:
             **({"router_loss": result.router_loss} if self.loss_head.router else {}),
             task_losses=losses,
             task_weights={task.name: self.balance.task_weights[task.task_id] for task in self.dataset.trained_tasks},
+            task_shares={task.name: result.task_shares[task.task_id] for task in self.dataset.trained_tasks},
             learning_rate=learning_rate,
             grad_norm=result.grad_norm,
             supervised_tokens=result.supervised_tokens,

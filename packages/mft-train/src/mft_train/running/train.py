@@ -34,6 +34,8 @@ from mft_train.model.load import check_model_dir, load_model, loading
 from mft_train.optimization.optimizer import build_optimizer
 from mft_train.optimization.schedule import num_run_steps
 from mft_train.planning.memory import free_bytes, settle_checkpointing
+from mft_train.planning.task_shares import task_shares, warning
+from mft_train.rows.mixture import expected_counts, proportions
 from mft_train.rows.row_stream import RowStream, StreamPosition
 from mft_train.rows.tokenizer_match import check_tokenizer
 from mft_train.running.checks import check_device, check_inputs, check_output
@@ -44,6 +46,7 @@ from mft_train.tracking.metrics import MetricsWriter, is_told
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from mft_train.config.config import RunConfig
@@ -102,6 +105,9 @@ def train(
         state = RunState(0, StreamPosition())
         if start.checkpoint:
             state = load_checkpoint(engine, model, optimizer, start.checkpoint, start.changed)
+        num_steps = num_run_steps(stream.steps_per_epoch, config)
+        if world.is_main and (line := warning(task_shares(dataset, config, num_steps))):
+            click.echo(line, err=True)
         run = Run(
             compute.settled(config),
             dataset,
@@ -114,7 +120,8 @@ def train(
             CheckpointWriter(accelerator, is_background(config, compute)),
             start.fingerprint,
             find_origin(config, dataset, world),
-            num_run_steps(stream.steps_per_epoch, config),
+            batch_counts(config, dataset, accelerator),
+            num_steps,
             run_dir,
         )
         run_to_end(run, state, start.checkpoint)
@@ -181,11 +188,20 @@ def is_background(config: RunConfig, compute: Compute) -> bool:
     return compute.device.type == "cuda" if wanted == "auto" else wanted
 
 
+def batch_counts(config: RunConfig, dataset: DatasetDir, accelerator: Accelerator) -> Tensor | None:
+    """What an average batch holds of every task, (2, num_tasks) float64, where the loss divides by that."""
+    import torch
+
+    if config.loss.task_counts == "batch":
+        return None
+    return torch.tensor(expected_counts(dataset, config), dtype=torch.float64, device=accelerator.device)
+
+
 def open_stream(config: RunConfig, dataset: DatasetDir, world: World) -> RowStream:
     """This rank's training rows."""
     return RowStream(
         dataset,
-        config.mixture,
+        proportions(dataset.trained_tasks, config),
         config.global_batch_size,
         config.seed,
         world.rank,

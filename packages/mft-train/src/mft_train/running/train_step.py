@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mft_train.loss.coefficients import count_batch, segment_coefficients
+from mft_train.loss.coefficients import count_batch, gradient_shares, segment_coefficients
 from mft_train.rows.packed_batch import pack_rows
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ class StepResult:
     """What one step saw, over the global batch; losses in nats, `task_losses` per supervised token.
 
     `loss` is the objective without `router_loss`, its term for a mixture of experts, which is 0 for other models.
-    `task_losses[k]` is None for a task without supervised tokens in the batch.
+    `task_losses[k]` is None for a task without supervised tokens in the batch. `task_shares` are the sums of their
+    coefficients.
     """
 
     loss: float
     router_loss: float
     task_losses: list[float | None]
+    task_shares: list[float]
     grad_norm: float
     supervised_tokens: int
     tokens: int
@@ -52,11 +54,12 @@ def accumulate_gradients(
     reduction: str,
     task_weights: Tensor,
     max_grad_norm: float,
+    expected_counts: Tensor | None = None,
 ) -> StepResult:
     """Leaves the clipped gradient of the objective over the global batch in `model`.
 
     `rows` are this rank's; `task_weights` is (num_tasks,) float64. The gradient is that of the sum of
-    c_i * CE_i over all ranks.
+    c_i * CE_i over all ranks, c_i from `expected_counts`, (2, num_tasks), if they are given, else from the batch's own.
     """
     import torch
 
@@ -75,12 +78,13 @@ def accumulate_gradients(
     reduced = accelerator.reduce(torch.cat([local_counts.flatten(), local_tokens]), reduction="sum")
     counted, global_tokens = reduced[:-1].view_as(local_counts), reduced[-1]
     global_counts, task_tokens = counted[:2], counted[2].tolist()
+    divisors = global_counts if expected_counts is None else expected_counts
     # Totals over the batch: the objective, the router's term, and every task's sum of token losses.
     totals = torch.zeros(2 + num_tasks, dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(batches):
         with engine.gradients(model, is_last=index == len(batches) - 1):
             coefficients = segment_coefficients(
-                reduction, batch.segment_tasks, batch.segment_tokens, global_counts, task_weights, batch.segment_weights
+                reduction, batch.segment_tasks, batch.segment_tokens, divisors, task_weights, batch.segment_weights
             )
             objective, losses, output = loss_head(model, batch, coefficients[batch.token_segments])
             totals[0] += objective.detach()
@@ -96,6 +100,7 @@ def accumulate_gradients(
         loss=loss,
         router_loss=router_loss,
         task_losses=[total / count if count else None for total, count in zip(task_sums, task_tokens, strict=True)],
+        task_shares=gradient_shares(reduction, global_counts, task_weights, expected_counts).tolist(),
         grad_norm=grad_norm,
         supervised_tokens=int(sum(task_tokens)),
         tokens=int(global_tokens),

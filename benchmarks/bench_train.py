@@ -11,8 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
+
+from mft_train.balancing.balancers import RULES, task_weights
+from mft_train.config.config import LossConfig
 
 CONTENDER = Path(__file__).parent / "train_contender.py"
 SEQ_LENGTH = 1024
@@ -25,13 +29,13 @@ pytestmark = pytest.mark.timeout(3600)
 
 @pytest.fixture(scope="module")
 def dataset(task_files, base_model, tmp_path_factory):
-    """Conversations of every task that fill TASK_ROWS rows, and two rows of others for validation."""
+    """Conversations of every task that fill TASK_ROWS rows, and eight rows of others for validation."""
     root = tmp_path_factory.mktemp("train")
     tokenizer = Tokenizer.from_file(str(base_model / "tokenizer.json"))
     options = []
     for task, files in task_files.items():
         lines = iter([line for path in files for line in path.read_text().splitlines()])
-        for split, rows in (("train", TASK_ROWS), ("validation", 2)):
+        for split, rows in (("train", TASK_ROWS), ("validation", 8)):
             (root / split / task).mkdir(parents=True)
             chosen = fitting(lines, tokenizer, rows * SEQ_LENGTH - 32)
             (root / split / task / "part-000.jsonl").write_text("\n".join(chosen) + "\n")
@@ -126,13 +130,32 @@ def test_speed_and_memory(compete, report, dataset, base_model, method):
     report(f"{method}: share of the machine's GEMM rate in matrix products", f"{share:.0%}")
 
 
-def test_cost_of_coba(compete, report):
+def test_cost_of_an_update(compete, report):
+    """All three tasks are measured in every step, where the defaults measure one of them every ten steps."""
     static = compete("ours", "lora")
-    coba = compete("ours", "lora", "loss.balancer=coba", "loss.reduction=task_mean")
+    often = ("loss.balancer_interval=1", "loss.probe_tasks=null", "loss.reduction=task_mean")
+    coba = compete("ours", "lora", "loss.balancer=coba", *often)
     row_seconds = min(static["seconds_per_epoch"]) / static["rows"]
-    update_seconds = min(coba["seconds_per_epoch"]) - min(static["seconds_per_epoch"])
-    report("lora: a coba update with the default probe, in training rows", f"{update_seconds / row_seconds:.1f}")
-    report("lora: coba's share of a step of 16 rows", f"{update_seconds / (16 * row_seconds + update_seconds):.0%}")
+    update_seconds = (min(coba["seconds_per_epoch"]) - min(static["seconds_per_epoch"])) / 3
+    report("lora: an update at the defaults, in training rows", f"{update_seconds / row_seconds:.1f}")
+    report("lora: its share of ten steps of 16 rows", f"{update_seconds / (160 * row_seconds):.1%}", "below 3 %")
+
+
+@pytest.mark.parametrize("num_tasks", [3, 100, 2000])
+@pytest.mark.parametrize("balancer", sorted(RULES))
+def test_cost_of_a_rule(report, balancer, num_tasks):
+    """The rule alone, one task measured in each update, once its histories are full."""
+    loss, generator = LossConfig(balancer=balancer), np.random.default_rng(0)
+    names = [str(task) for task in range(num_tasks)]
+    state, times = {}, []
+    for update in range(200):
+        losses = generator.random(num_tasks).tolist()
+        if update % 40 >= 20:  # measured in turn; before that all of them, so that histories are full
+            losses = [value if task == update % num_tasks else None for task, value in enumerate(losses)]
+        started = time.perf_counter()
+        _, state = task_weights(loss, names, state, losses)
+        times.append(time.perf_counter() - started)
+    report(f"{balancer}: the rule's own time for {num_tasks:,} tasks", f"{1000 * float(np.median(times)):.2f} ms")
 
 
 if os.environ.get("OMP_NUM_THREADS") == "1":

@@ -12,4 +12,5 @@ def static(
     state: dict[str, Any], _probe_losses: Sequence[float | None], settings: Sequence[float]
 ) -> tuple[list[float], dict[str, Any]]:
     """The given weights as shares, whatever the losses are."""
-    return [weight / sum(settings) for weight in settings], state
+    total = sum(settings)
+    return [weight / total for weight in settings], state

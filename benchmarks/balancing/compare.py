@@ -1,0 +1,129 @@
+"""Trains every contender with every seed on what prepare.py made, and keeps each run's figures as a small JSON file.
+
+    python benchmarks/balancing/compare.py OUT RESULTS [--seeds 5] [--jobs 2] [--only NAME]...
+
+A run whose file is in RESULTS is not made again, so that a comparison can be stopped and gone on with. Checkpoints are
+validated and kept at 20 places of a run; the test split is measured on those alone that a rule would choose: the last,
+the best by mean and by worst task, and the best for each task.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+STEPS, ROWS, PLACES = 600, 8, 20
+RUN = {
+    "method": "full", "max_steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 4, "learning_rate": 5e-4,
+    "min_learning_rate": 5e-5, "warmup_steps": 20, "weight_decay": 0.01, "validation_interval": STEPS // PLACES,
+    "checkpoint_interval": STEPS // PLACES, "keep_last": 0, "trackers": [],
+}  # fmt: skip
+BY_SIZE = {"loss": {"reduction": "token_mean"}}
+EQUAL = {"mixture_exponent": 0.0}
+CONTENDERS = {
+    "by size": BY_SIZE,
+    "square root": {"mixture_exponent": 0.5},
+    "equal": EQUAL,
+    "equal, 20 repetitions": EQUAL | {"max_repetitions": 20.0},
+    "expected counts": {"loss": {"task_counts": "expected"}},
+    **{name: EQUAL | {"loss": {"balancer": name}} for name in ("coba", "self_paced", "famo", "focal")},
+    "square root, coba": {"mixture_exponent": 0.5, "loss": {"balancer": "coba"}},
+}
+ALONE = "alone: "
+
+
+def contenders(tasks):
+    """Every contender's settings; a task alone has the rows that equal shares give it."""
+    alone = {
+        f"{ALONE}{task}": {
+            "mixture": {other: float(other == task) for other in tasks},
+            "max_steps": STEPS // len(tasks),
+            "validation_interval": STEPS // len(tasks) // 10,
+            "checkpoint_interval": STEPS // len(tasks) // 10,
+            "warmup_steps": 5,
+        }
+        for task in tasks
+    }
+    return CONTENDERS | alone
+
+
+def environment():
+    """One thread for each run, and no hub."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def validations(run_dir):
+    """{step: {task: loss}} of a run."""
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {event["global_step"]: event["task_losses"] for event in events if event["event"] == "validation"}
+
+
+def chosen_steps(curve):
+    """The steps whose checkpoints some rule would choose; step 0 has none."""
+    curve = {step: losses for step, losses in curve.items() if step}
+    first = next(iter(curve.values()))
+    rules = [
+        lambda losses: sum(losses.values()),
+        lambda losses: max(losses[task] / first[task] for task in losses),
+        *(lambda losses, task=task: losses[task] for task in first),
+    ]
+    return sorted({max(curve), *(min(curve, key=lambda step, rule=rule: rule(curve[step])) for rule in rules)})
+
+
+def test_losses(out, run_dir, steps):
+    """{step: {task: loss}} on the test split, of the checkpoints of these steps."""
+    script = Path(__file__).with_name("test_losses.py")
+    models = [run_dir / "checkpoints" / f"step-{step:08d}" / "model" for step in steps]
+    done = subprocess.run(
+        ["python", script, out / "test", *models], check=True, capture_output=True, text=True, env=environment()
+    )
+    return dict(zip(steps, json.loads(done.stdout), strict=True))
+
+
+def make_run(out, results, name, seed, settings):
+    """One run, its test losses, its file; the run directory is deleted."""
+    target = results / f"{name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.{seed}.json"
+    if target.exists():
+        return
+    run_dir = out / "runs" / target.stem
+    shutil.rmtree(run_dir, ignore_errors=True)
+    places = {"model": str(out / "base"), "dataset": str(out / "dataset"), "output": str(run_dir), "seed": seed}
+    config = out / f"{target.stem}.yaml"
+    config.write_text(yaml.safe_dump(RUN | settings | places))
+    subprocess.run(["mft-train", "launch", config], check=True, capture_output=True, text=True, env=environment())
+    curve = validations(run_dir)
+    document = {"contender": name, "seed": seed, "settings": settings, "validation": curve}
+    document["test"] = test_losses(out, run_dir, chosen_steps(curve))
+    target.write_text(json.dumps(document, indent=1) + "\n")
+    shutil.rmtree(run_dir)
+    print(target.name, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", action="append", default=[])
+    arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    tasks = [task["name"] for task in json.loads((arguments.out / "dataset" / "manifest.json").read_text())["tasks"]]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [
+            pool.submit(make_run, arguments.out, arguments.results, name, seed, settings)
+            for seed in range(arguments.seeds)
+            for name, settings in contenders(tasks).items()
+            if not arguments.only or name in arguments.only
+        ]
+        for each in runs:
+            each.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-STEPS, ROWS, PLACES = 600, 8, 20
+STEPS, ROWS, PLACES, PATIENCE = 600, 8, 20, 3
 RUN = {
     "method": "full", "max_steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 4, "learning_rate": 5e-4,
     "min_learning_rate": 5e-5, "warmup_steps": 20, "weight_decay": 0.01, "validation_interval": STEPS // PLACES,
@@ -63,16 +63,37 @@ def validations(run_dir):
     return {event["global_step"]: event["task_losses"] for event in events if event["event"] == "validation"}
 
 
-def chosen_steps(curve):
-    """The steps whose checkpoints some rule would choose; step 0 has none."""
-    curve = {step: losses for step, losses in curve.items() if step}
-    first = next(iter(curve.values()))
-    rules = [
-        lambda losses: sum(losses.values()),
-        lambda losses: max(losses[task] / first[task] for task in losses),
-        *(lambda losses, task=task: losses[task] for task in first),
-    ]
-    return sorted({max(curve), *(min(curve, key=lambda step, rule=rule: rule(curve[step])) for rule in rules)})
+def mean(losses):
+    return sum(losses.values()) / len(losses)
+
+
+def best_step(curve, measure):
+    """The step with the least measure of its validation losses; step 0 has no checkpoint."""
+    return min((step for step in curve if step), key=lambda step: measure(curve[step]))
+
+
+def stopped(curve):
+    """The curve as early stopping ends it: PATIENCE validations in a row without a better mean."""
+    kept, least, worse = {}, float("inf"), 0
+    for step, losses in curve.items():
+        kept[step] = losses
+        worse = 0 if mean(losses) < least else worse + 1
+        least = min(least, mean(losses))
+        if worse == PATIENCE:
+            break
+    return kept
+
+
+def rules(curve):
+    """The checkpoint that each rule chooses: the last, the best by mean, by worst task, at an early stop; by task."""
+    first = curve[min(curve)]
+    shared = {
+        "last": max(curve),
+        "best mean": best_step(curve, mean),
+        "best worst": best_step(curve, lambda losses: max(losses[task] / first[task] for task in losses)),
+        "early stop": best_step(stopped(curve), mean),
+    }
+    return shared, {task: best_step(curve, lambda losses, task=task: losses[task]) for task in first}
 
 
 def test_losses(out, run_dir, steps):
@@ -98,7 +119,8 @@ def make_run(out, results, name, seed, settings):
     subprocess.run(["mft-train", "launch", config], check=True, capture_output=True, text=True, env=environment())
     curve = validations(run_dir)
     document = {"contender": name, "seed": seed, "settings": settings, "validation": curve}
-    document["test"] = test_losses(out, run_dir, chosen_steps(curve))
+    shared, own = rules(curve)
+    document["test"] = test_losses(out, run_dir, sorted({*shared.values(), *own.values()}))
     target.write_text(json.dumps(document, indent=1) + "\n")
     shutil.rmtree(run_dir)
     print(target.name, flush=True)

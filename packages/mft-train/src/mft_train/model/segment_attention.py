@@ -6,6 +6,8 @@ of the whole row is computed. Registered with transformers under the name `segme
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,7 @@ def segment_attention(
         raise ValueError("attention by segment knows no mask and no bidirectional attention")
     if query.shape[0] != 1:
         raise ValueError("attention by segment takes one packed row")
+    query, key, value = in_compute_type(query, key, value)
     is_plain = softcap is None and s_aux is None
     if is_plain and not dropout and cu_seq_lens_q is not None and max_length_q is not None and has_varlen(query):
         return varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
@@ -85,6 +88,17 @@ def segment_attention(
     return outputs, None
 
 
+def in_compute_type(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the type that autocast computes in here, or as they are without it.
+
+    Rotary embeddings leave queries and keys of a model with float32 weights in float32, which kernels do not take.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
+
+
 def has_varlen(query: Tensor) -> bool:
     """Whether torch's own attention over segments of many lengths runs on this query."""
     return (
@@ -95,13 +109,15 @@ def has_varlen(query: Tensor) -> bool:
     )
 
 
+@functools.cache
 def varlen_kernel() -> Callable[..., Any] | None:
     """torch's attention over segments of many lengths, None where this torch has none that takes grouped heads."""
     try:
         from torch.nn.attention import varlen
     except ImportError:  # before torch 2.10
         return None
-    return varlen.varlen_attn if hasattr(varlen, "varlen_attn_out") else None
+    known = inspect.signature(varlen.varlen_attn).parameters.keys()
+    return varlen.varlen_attn if known >= {"scale", "window_size", "enable_gqa"} else None
 
 
 def varlen_attention(

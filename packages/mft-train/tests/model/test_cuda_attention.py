@@ -66,7 +66,7 @@ def llama(attention, num_layers=2, dtype=torch.float32):
 @needs_varlen
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_in_bfloat16_runs_the_kernel_in_every_layer(dtype):
-    """Under autocast the weights of a fully trained model are float32, and so are its queries after rotary positions."""
+    """Under autocast a fully trained model has float32 weights, and so float32 queries after rotary positions."""
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         with torch.device("cuda"):
             model = llama("segments", num_layers=3, dtype=dtype)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -43,6 +45,19 @@ def test_outputs_and_gradients_are_those_of_peft():
     assert fuse_adapters(model) == 2
     for one, other in zip(outputs_and_gradients(model, x), expected, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="needs a C++ compiler")
+def test_compiled_layers_have_the_same_outputs_and_gradients():
+    """In float32, where a product goes to oneDNN outside of a compiled graph."""
+    x = torch.randn(2, 32, 6)
+    model = adapted(torch.float32)
+    fuse_adapters(model)
+    expected = outputs_and_gradients(model, x)
+    model.get_base_model().compile(dynamic=True)
+    for one, other in zip(outputs_and_gradients(model, x), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_that_need_no_gradient():

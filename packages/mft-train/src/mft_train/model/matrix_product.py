@@ -14,12 +14,14 @@ ROWS = 32
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` of x (T, in) and weight (out, in), a transposed view at will; no gradient is recorded.
 
-    torch sends float32 products to BLAS, whose kernels are slower than oneDNN's on AMD's CPUs.
+    torch sends float32 products to BLAS, whose kernels are slower than oneDNN's on AMD's CPUs. Within torch.compile
+    they stay there: its compiler takes oneDNN's operator for constant weights only.
     """
     import torch
     from torch.nn import functional as F
 
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    is_float32 = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if is_float32 and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling():
         num_rows = len(x)
         padded = F.pad(x, (0, 0, 0, -num_rows % ROWS)) if num_rows % ROWS else x
         return torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")[:num_rows]

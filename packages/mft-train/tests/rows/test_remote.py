@@ -1,10 +1,13 @@
 """Datasets in a store: an S3 API on loopback that fails, stalls, cuts off and lies."""
 
 import contextlib
+import functools
 import gc
 import importlib.util
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,30 +136,38 @@ def test_a_file_that_a_crash_cut_off_is_fetched_again(dataset, proxy, cache):
     assert cached(opened(cache)) == wanted(dataset)
 
 
+def train(folder, model, location, name, *arguments, **settings):
+    """Trains in a process of its own; the finished process and the events."""
+    run_dir = folder / name
+    values = {"model": str(model), "dataset": str(location), "output": str(run_dir), "max_steps": 16}
+    values |= {"global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 5, "trackers": []}
+    values |= {"cache": {"directory": str(folder / "cache"), "timeout_seconds": 1.0}, "checkpoint_interval": 0}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values | settings))
+    command = [sys.executable, "-m", "mft_train", "launch", str(path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300, check=False)
+    metrics = run_dir / "metrics.jsonl"
+    events = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    return done, [(event["loss"], event["task_losses"]) for event in events if "loss" in event]
+
+
 @pytest.fixture
 def launch(tmp_path, tiny_model, proxy):
-    """Trains in a process of its own; the finished process and the events."""
+    return functools.partial(train, tmp_path, tiny_model)
 
-    def launch(location, name, **settings):
-        run_dir = tmp_path / name
-        values = {"model": str(tiny_model), "dataset": str(location), "output": str(run_dir), "max_steps": 16}
-        values |= {"global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 5, "trackers": []}
-        values |= {"cache": {"directory": str(tmp_path / "cache"), "timeout_seconds": 1.0}, "checkpoint_interval": 0}
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(values | settings))
-        command = [sys.executable, "-m", "mft_train", "launch", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120, check=False)
-        metrics = run_dir / "metrics.jsonl"
-        events = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-        return done, [(event["loss"], event["task_losses"]) for event in events if "loss" in event]
 
-    return launch
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, tiny_model, dataset):
+    """The losses of the run on local files."""
+    done, losses = train(tmp_path_factory.mktemp("local"), tiny_model, dataset, "local")
+    assert done.returncode == 0, done.stderr
+    return losses
 
 
 @pytest.mark.slow
-def test_a_run_from_a_faulty_store_has_the_losses_of_a_local_one_within_its_cache(dataset, proxy, launch, tmp_path):
-    local, expected = launch(dataset, "local")
-    assert local.returncode == 0, local.stderr
+def test_a_run_from_a_faulty_store_has_the_losses_of_a_local_one_within_its_cache(
+    dataset, proxy, launch, expected, tmp_path
+):
     faults = ["flip", "truncate", "error", "short"]
     names = [str(path.relative_to(dataset)) for path in sorted(dataset.glob("train/large/shard.*"))]
     assert len(names) > 4
@@ -175,6 +186,34 @@ def test_a_run_from_a_faulty_store_has_the_losses_of_a_local_one_within_its_cach
     assert not any(proxy.faults.values())
     assert 0 < most <= limit
     assert proxy.count("train/large/shard.00000.mds") > 1, "nothing was let go of: the limit was never reached"
+
+
+@pytest.mark.slow
+def test_two_ranks_share_what_is_fetched_and_one_goes_on_elsewhere(dataset, proxy, launch, expected, tmp_path):
+    """Two ranks of a machine, with faults; then another machine, whose cache is empty, resumes as one rank."""
+    names = [str(path.relative_to(dataset)) for path in sorted(dataset.glob("train/*/shard.*"))]
+    proxy.faults = {name: [fault] for name, fault in zip(names, itertools.cycle(["flip", "error", "short"]))}
+    location = f"s3://{BUCKET}/data"
+    done, losses = launch(location, "run", "--processes", "2", checkpoint_interval=8)
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(losses, expected)
+    assert not any(proxy.faults.values())
+    # Once for both ranks, and once more for each fault.
+    assert {name: proxy.count(name) for name in names} == dict.fromkeys(names, 2)
+    assert {proxy.count(name) for name in ("manifest.json", *wanted(dataset))} == {1}
+
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000016")
+    resumed, losses = launch(location, "run", "--resume", checkpoint_interval=8)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_curve(losses, expected)
+    assert {proxy.count(name) for name in wanted(dataset)} == {2}
+
+
+def assert_same_curve(losses, expected):
+    """Of another number of ranks: sums are rounded otherwise."""
+    assert [loss for loss, _ in losses] == pytest.approx([loss for loss, _ in expected], rel=1e-5)
 
 
 @pytest.mark.slow

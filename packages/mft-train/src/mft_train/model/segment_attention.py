@@ -111,13 +111,18 @@ def has_varlen(query: Tensor) -> bool:
 
 @functools.cache
 def varlen_kernel() -> Callable[..., Any] | None:
-    """torch's attention over segments of many lengths, None where this torch has none that takes grouped heads."""
+    """torch's attention over segments of many lengths, None where this torch has none with windows."""
     try:
         from torch.nn.attention import varlen
     except ImportError:  # before torch 2.10
         return None
-    known = inspect.signature(varlen.varlen_attn).parameters.keys()
-    return varlen.varlen_attn if known >= {"scale", "window_size", "enable_gqa"} else None
+    return varlen.varlen_attn if keywords_of(varlen.varlen_attn) >= {"scale", "window_size"} else None
+
+
+@functools.cache
+def keywords_of(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of a function's parameters."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def varlen_attention(
@@ -137,6 +142,10 @@ def varlen_attention(
     kernel: Any = varlen_kernel()
     width = value.shape[-1]
     value = F.pad(value, (0, query.shape[-1] - width)) if width < query.shape[-1] else value
+    groups = query.shape[1] // key.shape[1]
+    grouping = {"enable_gqa": groups > 1} if "enable_gqa" in keywords_of(kernel) else {}
+    if groups > 1 and not grouping:  # torch 2.11 says nothing of grouped heads
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     out = kernel(
         query,
@@ -148,7 +157,7 @@ def varlen_attention(
         longest,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouping,
     )
     return out[None, ..., :width]
 

@@ -282,9 +282,12 @@ class Bench:
 
         tokens = sum(len(row.input_ids) for row in self.rows)
         supervised = int(sum(row.loss_mask.sum() for row in self.rows))
-        task = Task("random", 0, len(self.rows), tokens, supervised, 0)
+        conversations = sum(len(row.segment_lengths) for row in self.rows)
+        task = Task("random", 0, len(self.rows), tokens, supervised, 0, conversations)
         vocabulary, length = self.shape["vocab_size"], SEQ_LENGTH[self.is_tiny]
-        return DatasetDir(Path("none"), length, (task,), vocabulary - 1, is_packed=True, manifest_sha256="")
+        return DatasetDir(
+            Path("none"), length, (task,), vocabulary - 1, is_packed=True, manifest_sha256="", is_weighted=False
+        )
 
     def settled(self, config, dataset):
         """How it computes, with checkpointing as needed; raises SkippedError for what does not fit even so."""

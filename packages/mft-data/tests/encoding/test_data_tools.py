@@ -98,11 +98,16 @@ def test_what_a_template_makes_nothing_of_is_listed_or_refused(families, chosen)
     assert template.taken_extras == frozenset()
     record = parsed(template, [MESSAGES[0], MESSAGES[3]], tools=[TOOL])
     assert record.unused_fields == ["tools", "messages.reasoning_content"]
-    assert record.conversation == parsed(template, [MESSAGES[0], {"role": "assistant", "content": "It is 3."}])[0]
+    assert (
+        record.conversation
+        == parsed(template, [MESSAGES[0], {"role": "assistant", "content": "It is 3."}]).conversation
+    )
     with pytest.raises(RecordError, match="the template makes nothing of its tool calls"):
         parsed(template)
     with pytest.raises(RecordError, match="round 3 is a tool turn, which the template mft does not have"):
-        families["byte_level"].template.stretches(parsed(chosen(families["byte_level"], SOURCES["tools"])[0])[0])
+        families["byte_level"].template.stretches(
+            parsed(chosen(families["byte_level"], SOURCES["tools"])[0]).conversation
+        )
     called = {"role": "assistant", "content": "calling"}
     silent = SOURCES["chatml"].replace("in messages", "in messages if message.role != 'tool'")
     template, _ = chosen(families["byte_level"], silent)

@@ -17,7 +17,7 @@ from mft_data.reading.conversation import Turn
 from mft_data.reading.lines import read_lines
 from mft_data.reading.pairs import ANSWER_FIELDS, QUESTION_FIELDS
 from mft_data.reading.records import file_format, parse_json, parse_line
-from mft_data.reading.shapes import RECORD_FORMATS, detect_format, parse_conversation
+from mft_data.reading.shapes import RECORD_FORMATS, detect_format, parse_conversations
 from mft_data.reading.sources import find_files
 
 HUMAN = {"role": "human", "content": "h"}
@@ -120,7 +120,7 @@ BAD_PAIRS = [
 @pytest.mark.parametrize(("rounds", "reason"), BAD_ROUNDS)
 def test_bad_rounds_are_refused_with_their_reason(rounds, reason):
     with pytest.raises(RecordError) as raised:
-        parse_conversation({"chat_rounds": rounds}, "chat_rounds")
+        parse_conversations({"chat_rounds": rounds}, "chat_rounds")
     assert raised.value.reason == reason
 
 
@@ -135,13 +135,15 @@ def test_bad_lines_are_refused_with_their_reason(line, reason):
 @pytest.mark.parametrize(("record_format", "record", "reason", "fix"), BAD_PAIRS)
 def test_bad_pairs_are_refused_with_the_field_at_fault(record_format, record, reason, fix):
     with pytest.raises(RecordError) as raised:
-        parse_conversation(record, record_format)
+        parse_conversations(record, record_format)
     assert (raised.value.reason, raised.value.fix) == (reason, fix)
 
 
 field_names = [
     "role",
     "content",
+    "chosen",
+    "rejected",
     "train",
     "chat_rounds",
     "messages",
@@ -161,11 +163,12 @@ json_values = st.recursive(
 def test_no_json_raises_anything_but_a_refusal(record):
     for record_format in RECORD_FORMATS:
         try:
-            conversation = parse_conversation(record, record_format)
+            conversations = parse_conversations(record, record_format)
         except RecordError:
             continue
-        assert any(turn.is_supervised for turn in conversation)
-        assert all(isinstance(turn.content, str) for turn in conversation)
+        for conversation in conversations:
+            assert any(turn.is_supervised for turn in conversation)
+            assert all(isinstance(turn.content, str) for turn in conversation)
 
 
 @given(json_values)
@@ -187,10 +190,10 @@ def test_a_pair_is_the_same_conversation_as_its_rounds(question_field, answer_fi
     rounds = [{"role": "human", "content": question}, {"role": "bot", "content": answer}]
     if system:
         rounds.insert(0, {"role": "system", "content": system})
-    same = parse_conversation({"chat_rounds": rounds}, "chat_rounds")
-    assert parse_conversation(pair, detect_format(pair)) == same
+    (same,) = parse_conversations({"chat_rounds": rounds}, "chat_rounds")
+    assert parse_conversations(pair, detect_format(pair)) == (same,)
     del pair["system"]
-    assert parse_conversation(pair, detect_format(pair)) == same[-2:]
+    assert parse_conversations(pair, detect_format(pair)) == (same[-2:],)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,8 @@ def test_the_shapes_load_no_heavy_library():
 
 def test_roles_and_train_flags_are_read_as_they_are():
     rounds = [SYSTEM, {"role": "user", "content": ""}, SILENT, HUMAN, {"role": "assistant", "content": " b\u00a0\n"}]
-    assert parse_conversation({"messages": rounds}, "messages") == (
+    (conversation,) = parse_conversations({"messages": rounds}, "messages")
+    assert conversation == (
         Turn("system", "s", False),
         Turn("human", "", False),
         Turn("bot", "b", False),
@@ -263,12 +267,12 @@ def test_roles_and_train_flags_are_read_as_they_are():
 
 def test_a_nul_character_is_text_like_any_other():
     record = parse_json(b'{"text": "a\\u0000b"}')
-    assert parse_conversation(record, "text") == (Turn("text", "a\0b", True),)
+    assert parse_conversations(record, "text") == ((Turn("text", "a\0b", True),),)
 
 
 def test_an_unknown_role_names_the_nearest_valid_one():
     with pytest.raises(RecordError) as raised:
-        parse_conversation({"chat_rounds": [{"role": "Assitant", "content": "x"}]}, "chat_rounds")
+        parse_conversations({"chat_rounds": [{"role": "Assitant", "content": "x"}]}, "chat_rounds")
     assert (
         raised.value.fix
         == 'write "assistant" (the roles are system, developer, human, user, bot, assistant, gpt, tool)'

@@ -24,6 +24,16 @@ def conversations(batch):
     return [(ids.tolist(), mask.tolist()) for ids, mask in parts] if len(batch.lengths) else []
 
 
+@given(masks=st.lists(st.tuples(*[st.lists(st.integers(0, 1), min_size=1, max_size=5)] * 2), min_size=1, max_size=8))
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_a_pair_is_kept_whole_or_not_at_all(overlong, masks):
+    batch = make_batch([mask for pair in masks for mask in pair])
+    fitted, is_kept = OVERLONG[overlong](batch, np.full(len(masks), 2), 6)
+    assert is_kept.tolist() == [len(chosen) + len(rejected) <= 6 for chosen, rejected in masks]
+    expected = [part for part, keep in zip(conversations(batch), np.repeat(is_kept, 2), strict=True) if keep]
+    assert conversations(fitted) == expected
+
+
 @given(masks=masks)
 @pytest.mark.parametrize("overlong", ["drop", "truncate"])
 def test_what_is_left_is_what_a_loop_over_conversations_leaves(overlong, masks):
@@ -34,7 +44,7 @@ def test_what_is_left_is_what_a_loop_over_conversations_leaves(overlong, masks):
         expected_kept.append(keep)
         if keep:
             expected.append((ids[:6], mask[:6]))
-    fitted, is_kept = OVERLONG[overlong](batch, 6)
+    fitted, is_kept = OVERLONG[overlong](batch, np.ones(len(masks), int), 6)
     assert conversations(fitted) == expected
     assert is_kept.tolist() == expected_kept
     assert fitted.input_ids.dtype == np.uint16

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_data.reading.conversation import Turn
-from mft_data.reading.shapes import parse_conversation
+from mft_data.reading.shapes import parse_conversations
 from mft_data.rows.split import conversation_digest, held_out, leading_bits
 
 hash_lists = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50)
@@ -38,8 +38,8 @@ def test_hashes_are_the_first_half_of_each_digest():
 def test_the_digest_is_frozen_and_blind_to_the_record_shape():
     rounds = [{"role": "human", "content": "h"}, {"role": "bot", "content": "b"}]
     messages = [{"role": "user", "content": "h"}, {"role": "assistant", "content": "b"}]
-    conversation = parse_conversation({"chat_rounds": rounds, "id": 1}, "chat_rounds")
-    assert parse_conversation({"messages": messages}, "messages") == conversation
+    (conversation,) = parse_conversations({"chat_rounds": rounds, "id": 1}, "chat_rounds")
+    assert parse_conversations({"messages": messages}, "messages") == (conversation,)
     assert conversation_digest(conversation) == FROZEN_DIGEST
     silent = (*conversation, Turn("human", "again", False), Turn("bot", "b", False))
     spoken = (*silent[:-1], Turn("bot", "b", True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mft_data.dataset.dataset_dir import read_manifest
-from mft_data.dataset.mds import SEGMENT_WEIGHTS, read_row
+from mft_data.dataset.mds import CHOSEN, REJECTED, SEGMENT_SIDES, SEGMENT_WEIGHTS, read_row
 from mft_data.dataset.shard_columns import ShardError, read_segment_lengths
 from mft_data.display.length_histogram import format_bins, length_bins, length_percentiles
 from mft_data.display.row_display import format_segment, readable_segment
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Of more tasks than these no one looks at each histogram.
 MOST_HISTOGRAMS = 20
-# Tokens of every conversation of a task and split that has any.
+SIDE_NAMES = {CHOSEN: "chosen", REJECTED: "rejected"}
+# Tokens of every conversation of a task and split that has any, both of a pair.
 Lengths = dict[tuple[str, str], np.ndarray]
 
 
@@ -30,7 +31,7 @@ def load_lengths(dataset_dir: Path, manifest: dict[str, Any]) -> Lengths:
     lengths = {}
     for task in manifest["tasks"]:
         for split in SPLITS:
-            expected = task["splits"][split]["conversations"]
+            expected = task["splits"][split]["conversations"] + task["splits"][split].get("pairs", 0)
             if not expected:
                 continue
             stream_dir = dataset_dir / split / task["name"]
@@ -99,10 +100,11 @@ def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[st
     tokenizer = open_tokenizer(dataset_dir / "tokenizer")
     ends = np.cumsum(sample["segment_lengths"])
     starts = ends - sample["segment_lengths"]
-    weights = sample.get(SEGMENT_WEIGHTS)
-    segments = zip(
-        starts.tolist(), ends.tolist(), [None] * len(ends) if weights is None else weights.tolist(), strict=True
-    )
+    beside: list[dict[str, Any]] = [{} for _ in ends]
+    for entry, side in zip(beside, sample.get(SEGMENT_SIDES, ()), strict=False):
+        entry |= {"side": SIDE_NAMES[int(side)]} if int(side) in SIDE_NAMES else {}
+    for entry, weight in zip(beside, sample.get(SEGMENT_WEIGHTS, ()), strict=False):
+        entry["weight"] = float(weight)
     return {
         "task": task_name,
         "task_id": sample["task_id"],
@@ -114,10 +116,10 @@ def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[st
         "segments": [
             {
                 "start": start,
-                **({} if weight is None else {"weight": weight}),
+                **entry,
                 **readable_segment(tokenizer, sample["input_ids"][start:end], sample["loss_mask"][start:end]),
             }
-            for start, end, weight in segments
+            for start, end, entry in zip(starts.tolist(), ends.tolist(), beside, strict=True)
         ],
     }
 
@@ -136,6 +138,8 @@ def format_row(row: dict[str, Any]) -> str:
             f"segment {number} of {len(segments)}: tokens {start}-{start + num_tokens - 1}, "
             f"position_ids 0-{num_tokens - 1}, {sum(segment['loss_mask'])} supervised"
         )
+        if "side" in segment:
+            heading = f"{segment['side']}, {heading}"
         if "weight" in segment:
             heading += f", weight {segment['weight']:g}"
         lines.append(format_segment(heading, segment))

@@ -15,6 +15,7 @@ from mft_data.errors import DataError, RecordError
 from mft_data.execution.plan import check_arguments
 from mft_data.reading.fetched import Fetched
 from mft_data.reading.lines import read_lines
+from mft_data.reading.preferences import SIDES
 from mft_data.reading.records import file_format, parse_line
 from mft_data.reading.source_settings import SourceSettings
 from mft_data.reading.sources import SUFFIXES, find_source
@@ -71,28 +72,31 @@ def preview_source(
     decoder = make_tokenizer(config)
     render = encoder.renderer(source.settings)
     num_shown = 0
-    for where, conversation in islice(read_source(source, template), num_conversations):
+    for where, conversations in islice(read_source(source, template), num_conversations):
         try:
-            batch = encoder.encode_rendered([render(conversation)])
+            batches = [encoder.encode_rendered([render(conversation)]) for conversation in conversations]
         except RecordError as error:
             raise DataError(error.reason, where=where, fix=error.fix) from error
-        num_tokens = len(batch.input_ids)
-        heading = f"{where}: {num_tokens} tokens, {batch.loss_mask.sum()} supervised"
-        if num_tokens > seq_length:
-            heading += f", overlong by {num_tokens - seq_length}"
-        yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
+        num_tokens = sum(len(batch.input_ids) for batch in batches)
+        for side, batch in zip(SIDES if len(batches) > 1 else ("",), batches, strict=True):
+            heading = (
+                f"{where}{side and f', {side}'}: {len(batch.input_ids)} tokens, {batch.loss_mask.sum()} supervised"
+            )
+            if num_tokens > seq_length:
+                heading += f", overlong by {num_tokens - seq_length}"
+            yield format_segment(heading, readable_segment(decoder, batch.input_ids, batch.loss_mask))
         num_shown += 1
     if not num_shown:
         raise DataError(f'source "{source.paths[0]}" has no conversations')
 
 
-def read_source(source: Source, template: Template) -> Iterator[tuple[str, Conversation]]:
-    """File with line, and conversation, of each record; raises DataError for one that a build would refuse."""
+def read_source(source: Source, template: Template) -> Iterator[tuple[str, tuple[Conversation, ...]]]:
+    """File with line, and what each record says; raises DataError for one that a build would refuse."""
     for file in source.files:
         own_format = source.settings.record_format or file_format(file.path, source.settings.fields)
         for line_number, line in read_lines(file.path):
             where = f"{file.path} line {line_number}"
             try:
-                yield where, parse_line(line, own_format, source.settings, template.taken_extras).conversation
+                yield where, parse_line(line, own_format, source.settings, template.taken_extras).conversations
             except RecordError as error:
                 raise DataError(error.reason, where=where, fix=error.fix) from error

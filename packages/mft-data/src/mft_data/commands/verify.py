@@ -12,7 +12,7 @@ import orjson
 
 from mft_data.dataset.dataset_dir import MANIFEST, read_manifest
 from mft_data.dataset.fingerprints import manifest_bytes
-from mft_data.dataset.mds import SEGMENT_WEIGHTS, mds_columns
+from mft_data.dataset.mds import mds_columns
 from mft_data.dataset.row_rules import RowLimits, broken_rules, read_rows
 from mft_data.dataset.shard_columns import ShardError, is_file_name, parse_index, parse_shard
 from mft_data.encoding.tokenizer import open_tokenizer, tokenizer_sha256
@@ -30,6 +30,8 @@ ANEW = "build the dataset anew"
 COPY = "copy it again or build the dataset anew"
 
 COUNTS = ("conversations", "rows", "tokens", "supervised_tokens")
+# Only in a dataset with pairs.
+PAIRS = "pairs"
 LEFT_OUT = ("rejected", "duplicates", "over_limit", "overlong_dropped")
 SPLIT_FIELDS = dict.fromkeys(COUNTS, int) | {"index_sha256": (str, type(None))}
 MANIFEST_FIELDS = {
@@ -109,8 +111,8 @@ def find_problems(dataset_dir: Path, manifest: dict[str, Any], is_quick: bool) -
 
 def manifest_problems(path: Path, manifest: dict[str, Any]) -> Iterator[DataError]:
     """Where the manifest disagrees with itself."""
-    has_weights = SEGMENT_WEIGHTS in manifest.get("features", [])
-    columns = mds_columns("uint16" if manifest["max_token_id"] < 1 << 16 else "uint32", has_weights=has_weights)
+    ids_dtype = "uint16" if manifest["max_token_id"] < 1 << 16 else "uint32"
+    columns = mds_columns(ids_dtype, manifest.get("features", []))
     if manifest["columns"] != columns:
         yield DataError(f"the columns are not {orjson.dumps(columns).decode()}", where=str(path), fix=ANEW)
     for task_id, task in enumerate(manifest["tasks"]):
@@ -201,7 +203,7 @@ def stream_problems(
         except ShardError as error:
             yield DataError(str(error), where=str(index_path), fix=ANEW)
             return
-    found = Counter(dict.fromkeys(COUNTS, 0))
+    found = Counter(dict.fromkeys((*COUNTS, PAIRS), 0))
     is_whole = True
     for entry in entries:
         path = stream_dir / entry.name
@@ -218,9 +220,10 @@ def stream_problems(
     if is_quick:
         found["rows"] = sum(entry.num_rows for entry in entries)
     if is_whole:
-        for name in ("rows",) if is_quick else COUNTS:
-            if found[name] != expected[name]:
-                what = f"the shards hold {found[name]} {name.replace('_', ' ')}, the manifest says {expected[name]}"
+        for name in ("rows",) if is_quick else (*COUNTS, PAIRS):
+            if found[name] != expected.get(name, 0):
+                stated = expected.get(name, 0)
+                what = f"the shards hold {found[name]} {name.replace('_', ' ')}, the manifest says {stated}"
                 yield DataError(what, where=str(stream_dir), fix=ANEW)
 
 
@@ -290,8 +293,9 @@ def stream_files(stream_dir: Path) -> set[Path]:
 def describe(manifest: dict[str, Any], is_quick: bool) -> str:
     """What was found to be sound, in words."""
     totals = {
-        name: sum(task["splits"][split][name] for task in manifest["tasks"] for split in SPLITS) for name in COUNTS
+        name: sum(task["splits"][split].get(name, 0) for task in manifest["tasks"] for split in SPLITS)
+        for name in (*COUNTS, PAIRS)
     }
     checked = "sizes and counts are" if is_quick else "every byte is"
-    held = ", ".join(f"{total:,} {name.replace('_', ' ')}" for name, total in totals.items())
+    held = ", ".join(f"{total:,} {name.replace('_', ' ')}" for name, total in totals.items() if total or name != PAIRS)
     return f"{checked} as built: {len(manifest['tasks'])} tasks, {held}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mft_data.dataset.fingerprints import manifest_bytes
+from mft_data.dataset.mds import EXTRA_COLUMNS
 from mft_data.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = "1"
 # Of a dataset with `features`: a reader that does not know them would misread its rows.
 FEATURES_VERSION = "2"
-FEATURES = {"segment_weights"}
+FEATURES = EXTRA_COLUMNS.keys()
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 

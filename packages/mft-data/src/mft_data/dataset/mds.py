@@ -18,42 +18,47 @@ import orjson
 from mft_data.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
 SHARD_BYTES = 1 << 26
 INDEX = "index.json"
-SEGMENT_WEIGHTS = "segment_weights"
-# Before the arrays of a row without weights, and after them.
+# Columns that a dataset may have, in the order of their names, which is behind that of the arrays of every row.
+SEGMENT_SIDES, SEGMENT_WEIGHTS = "segment_sides", "segment_weights"
+EXTRA_COLUMNS = {SEGMENT_SIDES: "ndarray:uint8", SEGMENT_WEIGHTS: "ndarray:float32"}
+# What a segment is in SEGMENT_SIDES; a pair is a chosen one and right after it the rejected one.
+ALONE, CHOSEN, REJECTED = 0, 1, 2
+# Before the arrays of a row without extra columns, and after them.
 SIZES, TASK_ID = struct.Struct("<3I"), struct.Struct("<q")
 LENGTH_FORMATS = ("<BB", "<BH", "<BI", "<BQ")
 
 
-def mds_columns(ids_dtype: str, *, has_weights: bool = False) -> dict[str, str]:
-    """Column names and MDS encodings of a row."""
+def mds_columns(ids_dtype: str, extra: Collection[str] = ()) -> dict[str, str]:
+    """Column names and MDS encodings of a row with these of EXTRA_COLUMNS."""
     return {
         "input_ids": f"ndarray:{ids_dtype}",
         "loss_mask": "ndarray:uint8",
         "segment_lengths": "ndarray:uint32",
-        **({SEGMENT_WEIGHTS: "ndarray:float32"} if has_weights else {}),
+        **{name: encoding for name, encoding in EXTRA_COLUMNS.items() if name in extra},
         "task_id": "int",
     }
 
 
 def encode_sample(input_ids: np.ndarray, loss_mask: np.ndarray, segment_lengths: np.ndarray, task_id: int) -> bytes:
-    """The MDS sample of one row without weights."""
+    """The MDS sample of one row without extra columns."""
     arrays = [encode_array(array) for array in (input_ids, loss_mask, segment_lengths)]
     return SIZES.pack(*map(len, arrays)) + b"".join(arrays) + TASK_ID.pack(task_id)
 
 
-def with_weights(sample: bytes, weights: np.ndarray) -> bytes:
-    """A sample with one more column, the weight of each of its segments: (segments,) float32."""
-    array = encode_array(weights)
-    sizes = sample[: SIZES.size] + struct.pack("<I", len(array))
-    return sizes + sample[SIZES.size : -TASK_ID.size] + array + sample[-TASK_ID.size :]
+def with_extra(sample: bytes, columns: Sequence[np.ndarray]) -> bytes:
+    """A sample with more columns, in the order of EXTRA_COLUMNS: a value for each of its segments in each."""
+    arrays = [encode_array(column) for column in columns]
+    sizes = sample[: SIZES.size] + struct.pack(f"<{len(arrays)}I", *map(len, arrays))
+    return sizes + sample[SIZES.size : -TASK_ID.size] + b"".join(arrays) + sample[-TASK_ID.size :]
 
 
 def num_segments_of(sample: bytes) -> int:
-    """How many segments a sample without weights has."""
+    """How many segments a sample without extra columns has."""
     ids_bytes, mask_bytes, _ = SIZES.unpack_from(sample)
     begin = SIZES.size + ids_bytes + mask_bytes
     return int(struct.unpack_from(LENGTH_FORMATS[sample[begin] & 3], sample, begin)[1])

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mft_data.dataset.mds import SEGMENT_WEIGHTS
+from mft_data.dataset.mds import CHOSEN, REJECTED, SEGMENT_SIDES, SEGMENT_WEIGHTS
 from mft_data.dataset.shard_columns import read_arrays, read_ints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mft_data.dataset.mds import SEGMENT_WEIGHTS
-from mft_data.dataset.shard_columns import Arrays, Shard
+    from mft_data.dataset.shard_columns import Arrays, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +33,19 @@ class Rows:
     loss_mask: Arrays
     segment_lengths: Arrays
     task_ids: np.ndarray  # (rows,) int64
-    segment_weights: Arrays | None  # where the dataset has them
+    segment_sides: Arrays | None  # where the dataset has them, as the next
+    segment_weights: Arrays | None
 
     @property
     def counts(self) -> dict[str, int]:
         """What the rows hold, under the names that the manifest uses."""
+        num_pairs = 0 if self.segment_sides is None else int((self.segment_sides.values == REJECTED).sum())
         return {
-            "conversations": len(self.segment_lengths.values),
+            "conversations": len(self.segment_lengths.values) - num_pairs,
             "rows": len(self.task_ids),
             "tokens": len(self.input_ids.values),
             "supervised_tokens": int(np.count_nonzero(self.loss_mask.values)),
+            "pairs": num_pairs,
         }
 
 
@@ -52,8 +54,10 @@ def read_rows(shard: Shard) -> Rows:
     input_ids, loss_mask, segment_lengths = (
         read_arrays(shard, name) for name in ("input_ids", "loss_mask", "segment_lengths")
     )
-    weights = read_arrays(shard, SEGMENT_WEIGHTS) if SEGMENT_WEIGHTS in shard.encodings else None
-    return Rows(input_ids, loss_mask, segment_lengths, read_ints(shard, "task_id"), weights)
+    sides, weights = (
+        read_arrays(shard, name) if name in shard.encodings else None for name in (SEGMENT_SIDES, SEGMENT_WEIGHTS)
+    )
+    return Rows(input_ids, loss_mask, segment_lengths, read_ints(shard, "task_id"), sides, weights)
 
 
 def broken_rules(rows: Rows, limits: RowLimits) -> Iterator[tuple[str, np.ndarray]]:
@@ -77,6 +81,8 @@ def broken_rules(rows: Rows, limits: RowLimits) -> Iterator[tuple[str, np.ndarra
     for words, arrays, is_broken in value_checks:
         if is_broken.any():
             yield words, arrays.rows_of(np.flatnonzero(is_broken))
+    if rows.segment_sides is not None:
+        yield from broken_sides(rows.segment_sides, rows.segment_lengths)
     if rows.segment_weights is not None:
         yield from broken_weights(rows.segment_weights, rows.segment_lengths)
     if (segment_sums(rows.segment_lengths) == rows.loss_mask.lengths).all():
@@ -86,6 +92,22 @@ def broken_rules(rows: Rows, limits: RowLimits) -> Iterator[tuple[str, np.ndarra
         supervised_firsts = firsts[rows.loss_mask.values[firsts] > 0]
         if len(supervised_firsts):
             yield "has a segment whose first token is supervised", rows.loss_mask.rows_of(supervised_firsts)
+
+
+def broken_sides(sides: Arrays, segment_lengths: Arrays) -> Iterator[tuple[str, np.ndarray]]:
+    """Each rule on pairs that some rows break, and these rows."""
+    is_other = sides.lengths != segment_lengths.lengths
+    if is_other.any():
+        yield "has another number of sides than of segments", np.flatnonzero(is_other)
+    values = sides.values.astype(np.int64)
+    # A rejected one comes right after a chosen one of its row, and nothing else does.
+    before = np.concatenate([[0], values[:-1]]) if len(values) else values
+    before[sides.bounds[:-1][sides.lengths > 0]] = 0
+    is_broken = (values > REJECTED) | ((values == REJECTED) != (before == CHOSEN))
+    lasts = sides.bounds[1:][sides.lengths > 0] - 1
+    is_broken[lasts] |= values[lasts] == CHOSEN
+    if is_broken.any():
+        yield "has a side without its other one", np.unique(sides.rows_of(np.flatnonzero(is_broken)))
 
 
 def broken_weights(weights: Arrays, segment_lengths: Arrays) -> Iterator[tuple[str, np.ndarray]]:

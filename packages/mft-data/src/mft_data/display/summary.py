@@ -22,6 +22,7 @@ def split_summaries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
                         "task": task["name"],
                         "split": split,
                         **{name: counts[name] for name in COUNTS},
+                        **({"pairs": counts["pairs"]} if "pairs" in counts else {}),
                         "supervised_share": counts["supervised_tokens"] / counts["tokens"],
                         "fill": counts["tokens"] / (counts["rows"] * manifest["seq_length"]),
                         **{name: task["conversations"][name] for name in LEFT_OUT},

@@ -11,13 +11,22 @@ import numpy as np
 import orjson
 
 from mft_data.dataset.dataset_dir import REJECTS, write_manifest
-from mft_data.dataset.mds import SEGMENT_WEIGHTS, ShardWriter, decode_sample, encode_sample, mds_columns, with_weights
+from mft_data.dataset.mds import (
+    CHOSEN,
+    EXTRA_COLUMNS,
+    SEGMENT_SIDES,
+    ShardWriter,
+    decode_sample,
+    encode_sample,
+    mds_columns,
+    with_extra,
+)
 from mft_data.encoding.tokenizer import tokenizer_sha256
 from mft_data.errors import DataError
 from mft_data.execution import encode_chunk
+from mft_data.execution.chunk_files import read_samples
 from mft_data.execution.chunk_result import ChunkResult, Counts, Extreme, SplitCounts
 from mft_data.execution.chunk_store import finished_chunk
-from mft_data.execution.encode_chunk import read_samples
 from mft_data.execution.read_chunk import Refusal
 from mft_data.reading.records import Reject
 from mft_data.reading.sources import file_sha256
@@ -42,9 +51,12 @@ class TaskStreams:
     index_sha256: dict[str, str | None] = field(default_factory=dict)
     unused_fields: Counter[str] = field(default_factory=Counter)
 
-    def split_entry(self, split: str) -> dict[str, Any]:
-        """The manifest's entry of one split."""
-        return {**asdict(self.splits[split]), "index_sha256": self.index_sha256[split]}
+    def split_entry(self, split: str, *, has_pairs: bool) -> dict[str, Any]:
+        """The manifest's entry of one split, with the number of its pairs in a dataset that has any."""
+        counts = asdict(self.splits[split])
+        if not has_pairs:
+            del counts["pairs"]
+        return {**counts, "index_sha256": self.index_sha256[split]}
 
 
 def assemble_dataset(
@@ -62,9 +74,10 @@ def assemble_dataset(
     facts, sources = plan["manifest"], plan["sources"]
     chunks = [(folder, finished_chunk(folder)) for folder in folders.values()]
     check_sources(sources, chunks, surveys)
-    if any(result.has_weights for _, result in chunks):
+    said = {name for _, result in chunks for name in result.extra_columns}
+    if features := [name for name in EXTRA_COLUMNS if name in said]:
         ids_dtype = facts["columns"]["input_ids"].removeprefix("ndarray:")
-        facts |= {"features": [SEGMENT_WEIGHTS], "columns": mds_columns(ids_dtype, has_weights=True)}
+        facts |= {"features": features, "columns": mds_columns(ids_dtype, features)}
     tasks = []
     for task_id, task in enumerate(plan["settings"]["tasks"]):
         own_sources = {position: source for position, source in enumerate(sources) if source["task"] == task}
@@ -74,7 +87,8 @@ def assemble_dataset(
         streams = assemble_task(dataset_dir, task, facts["columns"], own, needs_validation)
         if not streams.splits["train"].conversations:
             raise DataError(f'task "{task}" has no conversations to train on ({describe(streams.counts)})')
-        tasks.append(task_entry(task, task_id, own_sources, streams, surveys))
+        splits = {split: streams.split_entry(split, has_pairs=SEGMENT_SIDES in features) for split in SPLITS}
+        tasks.append(task_entry(task, task_id, own_sources, streams, splits, surveys))
     with (dataset_dir / REJECTS).open("wb") as handle:
         for reject in rejects(sources, chunks):
             handle.write(orjson.dumps(reject._asdict(), option=orjson.OPT_APPEND_NEWLINE))
@@ -124,7 +138,12 @@ def rejects(sources: list[dict[str, Any]], chunks: Sequence[StoredChunk]) -> Ite
 
 
 def task_entry(
-    task: str, task_id: int, sources: Mapping[int, dict[str, Any]], streams: TaskStreams, surveys: Surveys
+    task: str,
+    task_id: int,
+    sources: Mapping[int, dict[str, Any]],
+    streams: TaskStreams,
+    splits: dict[str, Any],
+    surveys: Surveys,
 ) -> dict[str, Any]:
     """The manifest's entry of one task."""
     return {
@@ -143,7 +162,7 @@ def task_entry(
         "settings": next(iter(sources.values()))["settings"],
         "conversations": asdict(streams.counts),
         "unused_fields": dict(sorted(streams.unused_fields.items())),
-        "splits": {split: streams.split_entry(split) for split in SPLITS},
+        "splits": splits,
     }
 
 
@@ -176,7 +195,7 @@ def assemble_task(
     for path, result in chunks:
         places = moved_places(moved, result)
         for split in SPLITS:
-            for row, sample in enumerate(read_samples(path, split, has_weights=SEGMENT_WEIGHTS in columns)):
+            for row, sample in enumerate(read_samples(path, split, columns)):
                 segments = {
                     segment for place_split, place_row, segment in places if (place_split, place_row) == (split, row)
                 }
@@ -220,13 +239,19 @@ def moved_places(moved: Extreme | None, result: ChunkResult) -> list[tuple[str, 
 
 
 def divide(sample: bytes, description: dict[str, Any], segments: set[int]) -> tuple[list[bytes], list[bytes]]:
-    """A row without some of its conversations (no row if none is left), and a row for each of those."""
+    """A row without some of its records (no row if none is left), and a row for each of those.
+
+    `segments` are the conversations that are taken out, of pairs the chosen ones.
+    """
     columns = decode_sample(sample, description)
     lengths = columns["segment_lengths"]
+    sides = columns.get(SEGMENT_SIDES, np.zeros(len(lengths), np.uint8))
+    taken = [[segment, segment + 1] if sides[segment] == CHOSEN else [segment] for segment in sorted(segments)]
     borders = np.cumsum(lengths)[:-1]
     pieces = list(zip(np.split(columns["input_ids"], borders), np.split(columns["loss_mask"], borders), strict=True))
-    kept = [segment for segment in range(len(lengths)) if segment not in segments]
-    rows = [kept, *([segment] for segment in sorted(segments))]
+    gone = {segment for record in taken for segment in record}
+    kept = [segment for segment in range(len(lengths)) if segment not in gone]
+    rows = [kept, *taken]
     encoded = [part_of_row(columns, pieces, row) for row in rows if row]
     return (encoded[:1], encoded[1:]) if kept else ([], encoded)
 
@@ -239,8 +264,7 @@ def part_of_row(columns: dict[str, Any], pieces: list[tuple[np.ndarray, np.ndarr
         columns["segment_lengths"][segments],
         columns["task_id"],
     )
-    weights = columns.get(SEGMENT_WEIGHTS)
-    return sample if weights is None else with_weights(sample, weights[segments])
+    return with_extra(sample, [columns[name][segments] for name in EXTRA_COLUMNS if name in columns])
 
 
 def move_counts(
@@ -252,5 +276,6 @@ def move_counts(
     for sample in taken:
         columns = decode_sample(sample, description)
         tokens, supervised = len(columns["input_ids"]), int(columns["loss_mask"].sum())
-        here.add(SplitCounts(-1, 0, -tokens, -supervised))
-        there.add(SplitCounts(1, 1, tokens, supervised))
+        num_pairs = int(CHOSEN in columns.get(SEGMENT_SIDES, ()))
+        here.add(SplitCounts(-1, 0, -tokens, -supervised, -num_pairs))
+        there.add(SplitCounts(1, 1, tokens, supervised, num_pairs))

@@ -35,6 +35,7 @@ class SplitCounts:
     rows: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    pairs: int = 0  # of the conversations: a chosen and a rejected one count as one
 
     def add(self, other: SplitCounts) -> None:
         """Adds the counts of another chunk."""
@@ -71,7 +72,7 @@ class ChunkResult:
     splits: dict[str, SplitCounts] = field(default_factory=lambda: {split: SplitCounts() for split in SPLITS})
     first_refusal: Refusal | None = None
     unused_fields: dict[str, int] = field(default_factory=dict)
-    has_weights: bool = False  # other than 1
+    extra_columns: list[str] = field(default_factory=list)  # that say something of its rows
     left_out_digest: str | None = None  # of the numbers that told what to leave out, if there were any
     smallest: Extreme | None = None
     largest: Extreme | None = None
@@ -104,7 +105,7 @@ def result_from(document: dict[str, Any]) -> ChunkResult:
         splits={split: SplitCounts(**entry) for split, entry in document["splits"].items()},
         first_refusal=refusal and Refusal(*refusal),
         unused_fields=document["unused_fields"],
-        has_weights=document["has_weights"],
+        extra_columns=document["extra_columns"],
         left_out_digest=document["left_out_digest"],
         smallest=extreme(document["smallest"]),
         largest=extreme(document["largest"]),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 
-from mft_data.dataset.mds import num_segments_of, with_weights
-from mft_data.encoding.encoder import EncodedBatch
+from mft_data.dataset.mds import EXTRA_COLUMNS, SEGMENT_SIDES, SEGMENT_WEIGHTS
 from mft_data.errors import DataError
+from mft_data.execution.chunk_files import ChunkFiles
 from mft_data.execution.chunk_result import ChunkResult, Counts, Extreme, SpanFacts, SplitCounts
 from mft_data.execution.read_chunk import Record, Tally, Work, place_of, read_chunk
-from mft_data.rows.overlong import OVERLONG, longest_text, shortened
+from mft_data.rows.kept import Kept, joined, segments_of
+from mft_data.rows.overlong import OVERLONG, longest_text, shortened, starts_of
 from mft_data.rows.packing import pack
 from mft_data.rows.rows import encode_rows
 from mft_data.rows.split import SPLITS, held_out, leading_bits
@@ -33,15 +33,6 @@ WINDOW_TOKENS = 1 << 25
 REJECTS = "rejects.jsonl"
 # Why a conversation is left out before it is looked at any further.
 DUPLICATE, OVER_LIMIT = 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Encoded conversations that go into rows."""
-
-    encoded: EncodedBatch
-    hashes: np.ndarray  # (conversations,) uint64
-    weights: np.ndarray  # (conversations,) float32
 
 
 def encode_chunk(work: Work, encoder: Encoder, chunk: Chunk, left_out: np.ndarray | None, out: Path) -> ChunkResult:
@@ -85,7 +76,7 @@ def batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 def num_characters_of(record: Record) -> int:
     """How long a record's rendered text is."""
-    return sum(len(stretch.text) for stretch in record.stretches)
+    return sum(len(stretch.text) for stretches in record.rendered for stretch in stretches)
 
 
 def encode_batch(
@@ -107,19 +98,22 @@ def encode_batch(
     batch = without_endless(work, encoder, chunk, batch, counts)
     if not batch:
         return None
-    encoded = encoder.encode_rendered([record.stretches for record in batch])
-    hashes = leading_bits(b"".join(record.side for record in batch))
-    weights = np.array([record.weight for record in batch], np.float32)
-    is_overlong = encoded.lengths > work.seq_length
+    kept = Kept(
+        encoder.encode_rendered([stretches for record in batch for stretches in record.rendered]),
+        np.array([len(record.rendered) for record in batch]),
+        leading_bits(b"".join(record.side for record in batch)),
+        np.array([record.weight for record in batch], np.float32),
+    )
+    is_overlong = kept.lengths > work.seq_length
     if is_overlong.any():
         if work.overlong == "error":
             first = int(is_overlong.argmax())
-            raise overlong_error(work, chunk, batch[first], f"{encoded.lengths[first]} tokens, more than")
-        encoded, is_kept = OVERLONG[work.overlong](encoded, work.seq_length)
+            raise overlong_error(work, chunk, batch[first], f"{kept.lengths[first]} tokens, more than")
+        encoded, is_kept = OVERLONG[work.overlong](kept.encoded, kept.num_sides, work.seq_length)
         counts.overlong_dropped += int((~is_kept).sum())
         counts.overlong_truncated += int((is_overlong & is_kept).sum())
-        hashes, weights = hashes[is_kept], weights[is_kept]
-    return Kept(encoded, hashes, weights) if len(hashes) else None
+        kept = Kept(encoded, kept.num_sides[is_kept], kept.hashes[is_kept], kept.weights[is_kept])
+    return kept if len(kept.hashes) else None
 
 
 def without_endless(work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record], counts: Counts) -> list[Record]:
@@ -133,14 +127,14 @@ def without_endless(work: Work, encoder: Encoder, chunk: Chunk, batch: list[Reco
         return batch
     if work.overlong == "error":
         raise overlong_error(work, chunk, endless[0], f"more than {limit} characters, too many for")
-    numbers = {record.number for record in endless}
-    if work.overlong == "truncate":
-        return [
-            record._replace(stretches=shortened(record.stretches, limit)) if record.number in numbers else record
-            for record in batch
-        ]
-    counts.overlong_dropped += len(endless)
-    return [record for record in batch if record.number not in numbers]
+    cut = {record.number for record in endless if work.overlong == "truncate" and len(record.rendered) == 1}
+    dropped = {record.number for record in endless} - cut
+    counts.overlong_dropped += len(dropped)
+    return [
+        record._replace(rendered=[shortened(record.rendered[0], limit)]) if record.number in cut else record
+        for record in batch
+        if record.number not in dropped
+    ]
 
 
 def overlong_error(work: Work, chunk: Chunk, record: Record, length: str) -> DataError:
@@ -179,38 +173,47 @@ class Window:
         if not self.batches:
             return
         work, source = self.work, self.work.sources[self.chunk.task]
-        encoded = EncodedBatch(
-            np.concatenate([batch.encoded.input_ids for batch in self.batches]),
-            np.concatenate([batch.encoded.loss_mask for batch in self.batches]),
-            np.concatenate([batch.encoded.lengths for batch in self.batches]),
-        )
-        hashes = np.concatenate([batch.hashes for batch in self.batches])
-        weights = np.concatenate([batch.weights for batch in self.batches])
-        self.result.has_weights |= bool((weights != 1).any())
+        kept = joined(self.batches)
+        lengths = kept.lengths
+        self.note_extra_columns(kept)
         if source.split is None:
-            is_validation = held_out(hashes, source.settings.validation_fraction)
+            is_validation = held_out(kept.hashes, source.settings.validation_fraction)
         else:
-            is_validation = np.full(len(hashes), source.split == "validation")
+            is_validation = np.full(len(kept.hashes), source.split == "validation")
         # What a window is called depends on its own task alone: another task in the build changes none of its rows.
         span = self.chunk.spans[0]
         name = f"{work.seed}/{source.task}/{source.files[span.file].name}/{span.start}/{self.number}"
         packed: dict[str, list[list[int]]] = {}
         for split in SPLITS:
             positions = np.flatnonzero(is_validation == (split == "validation"))
-            rows = pack(encoded.lengths[positions].tolist(), work.seq_length, work.packing, f"{name}/{split}")
+            rows = pack(lengths[positions].tolist(), work.seq_length, work.packing, f"{name}/{split}")
             packed[split] = [positions[row].tolist() for row in rows]
-        self.note_extremes(hashes, packed)
+        self.note_extremes(kept, packed)
+        weights = np.repeat(kept.weights, kept.num_sides)
         for split, rows in packed.items():
             order = [position for row in rows for position in row]
-            self.files.write(split, encode_rows(encoded, rows, work.task_ids[self.chunk.task]), weights[order])
-            tokens = np.repeat(is_validation == (split == "validation"), encoded.lengths)
-            num_tokens, num_supervised = int(tokens.sum()), int(encoded.loss_mask[tokens].sum())
-            self.result.splits[split].add(SplitCounts(sum(map(len, rows)), len(rows), num_tokens, num_supervised))
+            num_pairs = int((kept.num_sides[order] > 1).sum()) if order else 0
+            if num_pairs:
+                rows = segments_of(rows, kept.num_sides)
+                order = [position for row in rows for position in row]
+            columns = {SEGMENT_SIDES: kept.sides[order], SEGMENT_WEIGHTS: weights[order]}
+            self.files.write(split, encode_rows(kept.encoded, rows, work.task_ids[self.chunk.task]), columns)
+            tokens = np.repeat(is_validation == (split == "validation"), lengths)
+            num_tokens, num_supervised = int(tokens.sum()), int(kept.encoded.loss_mask[tokens].sum())
+            num_kept = len(order) - num_pairs
+            self.result.splits[split].add(SplitCounts(num_kept, len(rows), num_tokens, num_supervised, num_pairs))
         self.number += 1
         self.start()
 
-    def note_extremes(self, hashes: np.ndarray, packed: dict[str, list[list[int]]]) -> None:
-        """Notes where the conversations of the chunk's smallest and largest hash lie."""
+    def note_extra_columns(self, kept: Kept) -> None:
+        """Notes which extra columns say something."""
+        found = {SEGMENT_SIDES: (kept.num_sides > 1).any(), SEGMENT_WEIGHTS: (kept.weights != 1).any()}
+        known = self.result.extra_columns
+        self.result.extra_columns = [name for name in EXTRA_COLUMNS if found[name] or name in known]
+
+    def note_extremes(self, kept: Kept, packed: dict[str, list[list[int]]]) -> None:
+        """Notes where the records of the chunk's smallest and largest hash lie, of a pair its chosen one."""
+        hashes = kept.hashes
         for name, value in (("smallest", int(hashes.min())), ("largest", int(hashes.max()))):
             wanted = set(np.flatnonzero(hashes == np.uint64(value)).tolist())
             places = [
@@ -218,7 +221,7 @@ class Window:
                 for split, rows in packed.items()
                 for row, members in enumerate(rows)
                 if not wanted.isdisjoint(members)
-                for segment, position in enumerate(members)
+                for segment, position in zip(starts_of(kept.num_sides[members]).tolist(), members, strict=True)
                 if position in wanted
             ]
             known: Extreme | None = getattr(self.result, name)
@@ -226,44 +229,3 @@ class Window:
                 setattr(self.result, name, Extreme(value, places))
             elif value == known.hash:
                 known.places.extend(places)
-
-
-class ChunkFiles:
-    """The row files of a chunk being written: for each split the samples end to end, the size of each, and the weights.
-
-    The samples have no weights in them yet: whether the dataset's have any is known when all chunks are done.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> ChunkFiles:
-        self.samples = {split: (self.out / f"{split}.samples").open("wb") for split in SPLITS}
-        self.sizes = {split: (self.out / f"{split}.sizes").open("wb") for split in SPLITS}
-        self.weights = {split: (self.out / f"{split}.weights").open("wb") for split in SPLITS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in (*self.samples.values(), *self.sizes.values(), *self.weights.values()):
-            handle.close()
-
-    def write(self, split: str, samples: Iterable[bytes], weights: np.ndarray) -> None:
-        """Appends samples, and the weights of all their conversations."""
-        sizes = [self.samples[split].write(sample) for sample in samples]
-        self.sizes[split].write(np.array(sizes, np.uint32).tobytes())
-        self.weights[split].write(weights.tobytes())
-
-
-def read_samples(chunk_dir: Path, split: str, *, has_weights: bool) -> Iterator[bytes]:
-    """The samples of a finished chunk, with their weights if asked for."""
-    sizes = np.fromfile(chunk_dir / f"{split}.sizes", np.uint32).tolist()
-    weights = np.fromfile(chunk_dir / f"{split}.weights", np.float32)
-    done = 0
-    with (chunk_dir / f"{split}.samples").open("rb") as handle:
-        for size in sizes:
-            sample = handle.read(size)
-            if has_weights:
-                num_segments = num_segments_of(sample)
-                sample = with_weights(sample, weights[done : done + num_segments])
-                done += num_segments
-            yield sample

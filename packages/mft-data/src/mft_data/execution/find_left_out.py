@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,4 +135,5 @@ def is_left_out(work: Work, encoder: Encoder, chunk: Chunk, batch: list[Record])
 
 def may_be_overlong(work: Work, record: Record) -> bool:
     """Whether a conversation has to be encoded to know that it fits a row."""
-    return sum(len(stretch.text.encode()) + EXTRA_IDS for stretch in record.stretches) > work.seq_length
+    stretches = chain.from_iterable(record.rendered)
+    return sum(len(stretch.text.encode()) + EXTRA_IDS for stretch in stretches) > work.seq_length

@@ -79,11 +79,11 @@ class Record(NamedTuple):
     number: int
     span: int
     line: int  # from 1 at the span's start
-    conversation: Conversation
+    conversation: Conversation  # of a pair the prompt, the chosen and the rejected turns
     digest: bytes
     side: bytes  # equal ones go to the same split; as long as `digest`
     weight: float
-    stretches: list[Stretch]  # as the template renders it
+    rendered: list[list[Stretch]]  # the conversation, or the chosen and the rejected one
 
 
 def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iterator[Record]:
@@ -102,11 +102,11 @@ def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iter
             tally.read += 1
             try:
                 parsed = parse_line(line, record_format, settings, taken_extras)
-                conversation, weight, unused_fields, group = parsed
+                weight = parsed.weight
                 weight = weight if settings.weight == 1 else checked_weight(weight * settings.weight)
-                if unused_fields:
-                    tally.add_unused(unused_fields, is_strict=work.is_strict)
-                stretches = render(conversation)
+                if parsed.unused_fields:
+                    tally.add_unused(parsed.unused_fields, is_strict=work.is_strict)
+                rendered = [render(conversation) for conversation in parsed.conversations]
             except RecordError as error:
                 if not work.allows_rejects:
                     where = place_of(work, chunk, span_number, line_number)
@@ -114,13 +114,13 @@ def read_chunk(work: Work, chunk: Chunk, tally: Tally, encoder: Encoder) -> Iter
                 tally.refusals.append(Refusal(span_number, line_number, error.reason))
                 continue
             number += 1
-            digest = conversation_digest(conversation)
-            side = digest
-            if group is not None:
-                side = group_digest(group)
+            conversation = parsed.conversation
+            side = digest = conversation_digest(conversation)
+            if parsed.group is not None:
+                side = group_digest(parsed.group)
             elif settings.validation_group is not None:
-                side = conversation_digest(conversation[:-1] or conversation)
-            yield Record(number, span_number, line_number, conversation, digest, side, weight, stretches)
+                side = conversation_digest(parsed.prompt)
+            yield Record(number, span_number, line_number, conversation, digest, side, weight, rendered)
         tally.num_lines.append(lines.num_lines)
         tally.digests.append(lines.digest)
 

@@ -20,22 +20,24 @@ def parse_pair(record: dict[str, Any], question_field: str, answer_field: str) -
     The `input` of an instruction, and the `context` of any question, follow it after a blank line. An instruction is
     never left out: a record with one is refused where its `input` was to be the whole question.
     """
-    question = string_field(record, question_field)
-    if question_field == "instruction":
-        question = "\n\n".join(filter(None, (question, optional_field(record, "input"))))
-    elif question_field == "input" and optional_field(record, "instruction"):
+    if question_field == "input" and optional_field(record, "instruction"):
         raise RecordError(
             f'the record has an "instruction", which the shape input/{answer_field} would leave out',
             fix=f"choose instruction/{answer_field} with --format",
         )
-    question = "\n\n".join(filter(None, (question, optional_field(record, "context"))))
-    turns = (
-        *history_turns(record.get("history")),
-        Turn("human", question, is_supervised=False),
-        Turn("bot", filled_field(record, answer_field), is_supervised=True),
-    )
+    answer = filled_field(record, answer_field)
+    turns = (*question_turns(record, question_field), Turn("bot", answer, is_supervised=True))
     system = system_text(record)
     return (Turn("system", system, is_supervised=False), *turns) if system else turns
+
+
+def question_turns(record: dict[str, Any], question_field: str) -> tuple[Turn, ...]:
+    """The turns of `history`, then the question with an instruction's `input` and its `context`; raises RecordError."""
+    question = string_field(record, question_field)
+    if question_field == "instruction":
+        question = "\n\n".join(filter(None, (question, optional_field(record, "input"))))
+    question = "\n\n".join(filter(None, (question, optional_field(record, "context"))))
+    return (*history_turns(record.get("history")), Turn("human", question, is_supervised=False))
 
 
 def system_text(record: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ from mft_data.reading.conversation import Conversation, with_last_answer
 from mft_data.reading.extras import kept_extras
 from mft_data.reading.fields import quoted
 from mft_data.reading.lines import read_lines
-from mft_data.reading.shapes import detect_format, parse_conversation, unused_fields
+from mft_data.reading.preferences import num_shared_turns
+from mft_data.reading.shapes import detect_format, parse_conversations, unused_fields
 from mft_data.reading.source_settings import SourceSettings
 
 SAMPLE_LINES = 100
@@ -87,12 +88,29 @@ def file_format(path: Path, fields: Mapping[str, str]) -> str | None:
 
 
 class ParsedRecord(NamedTuple):
-    """What a line says, how much it weighs in the loss, the names of fields that do not matter to either, its group."""
+    """What a line says, how much it weighs in the loss, the names of fields that do not matter to either, its group.
 
-    conversation: Conversation
+    It says one conversation, or a chosen and a rejected one that begin alike.
+    """
+
+    conversations: tuple[Conversation, ...]
     weight: float
     unused_fields: list[str]
     group: Any  # the value of the field that tells on which side it goes
+
+    @property
+    def conversation(self) -> Conversation:
+        """All that is said, each turn once: of a pair the prompt, the chosen and the rejected turns."""
+        if len(self.conversations) == 1:
+            return self.conversations[0]
+        chosen, rejected = self.conversations
+        return (*chosen, *rejected[num_shared_turns(chosen, rejected) :])
+
+    @property
+    def prompt(self) -> Conversation:
+        """What comes before the last answer, or before both of a pair; the whole of what has no turn before it."""
+        first, *others = self.conversations
+        return first[: num_shared_turns(first, others[0])] if others else first[:-1] or first
 
 
 def parse_line(
@@ -109,9 +127,10 @@ def parse_line(
     if settings.fields:
         record = renamed(record, settings.fields)
     record_format = record_format or detect_format(record, settings.fields.values())
-    conversation = kept_extras(parse_conversation(record, record_format), taken_extras)
+    conversations = parse_conversations(record, record_format)
+    conversations = tuple(kept_extras(conversation, taken_extras) for conversation in conversations)
     if settings.train_on == "last":
-        conversation = with_last_answer(conversation)
+        conversations = tuple(map(with_last_answer, conversations))
     unused = list(unused_fields(record, record_format, taken_extras))
     group = None
     if (group_field := settings.group_field) is not None:
@@ -119,7 +138,7 @@ def parse_line(
         if group is None:
             raise RecordError(f"field {quoted(group_field)}, the validation group, is missing")
         unused = [name for name in unused if name != group_field]
-    return ParsedRecord(conversation, record_weight(record), unused, group)
+    return ParsedRecord(conversations, record_weight(record), unused, group)
 
 
 def renamed(record: Any, fields: Mapping[str, str]) -> Any:

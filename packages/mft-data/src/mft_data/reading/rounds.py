@@ -10,6 +10,7 @@ from mft_data.reading.conversation import ROLES, Conversation, Turn, check_order
 from mft_data.reading.extras import extra_of, tools_turn
 from mft_data.reading.fields import found_fields, json_type, optional_field, quoted, string_field
 
+ROUNDS_FORMATS = ("chat_rounds", "messages", "conversations")
 # The names of a round's role and content; the second are ShareGPT's.
 ROUND_FIELDS = (("role", "content"), ("from", "value"))
 
@@ -55,6 +56,11 @@ def parse_turn(entry: Any, number: int) -> Turn:
     if role == "bot" and not content.strip() and '"tool_calls"' not in extra:
         raise RecordError(f"{where} is a bot turn without content")
     return Turn(role, content, is_supervised, extra)
+
+
+def role_of(entry: dict[str, Any]) -> str:
+    """The role of a round that `parse_turn` takes."""
+    return ROLES[entry["from" if "from" in entry and "role" not in entry else "role"]]
 
 
 def is_trained_on(entry: dict[str, Any], role: str, given_role: str, where: str) -> bool:

@@ -8,16 +8,16 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mft_data.errors import RecordError
-from mft_data.reading.conversation import ROLES, TOOLS, Conversation, Turn
+from mft_data.reading.conversation import TOOLS, Conversation, Turn
 from mft_data.reading.extras import FIELDS_BY_ROLE
 from mft_data.reading.fields import filled_field, found_fields, json_type
 from mft_data.reading.pairs import ANSWER_FIELDS, QUESTION_FIELDS, SYSTEM_FIELDS, parse_pair
-from mft_data.reading.rounds import parse_rounds
+from mft_data.reading.preferences import PREFERENCE, SIDES, fields_beside, parse_preference, rounds_of
+from mft_data.reading.rounds import ROUNDS_FORMATS, parse_rounds, role_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROUNDS_FORMATS = ("chat_rounds", "messages", "conversations")
 # Say which record it is, or how much it weighs, whatever its shape.
 COMMON_FIELDS = {"id", "data_name", "weight"}
 ROUND_FIELDS = {"role", "content", "from", "value", "train", "weight", "tool_call_id"}
@@ -28,18 +28,25 @@ def parse_text(record: dict[str, Any]) -> Conversation:
     return (Turn("text", filled_field(record, "text"), is_supervised=True),)
 
 
-RECORD_FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
-    **{name: partial(parse_rounds, field=name) for name in ROUNDS_FORMATS},
-    "text": parse_text,
+def alone(parse: Callable[[dict[str, Any]], Conversation]) -> Callable[[dict[str, Any]], tuple[Conversation, ...]]:
+    """What gives the one conversation of a record in a tuple."""
+    return lambda record: (parse(record),)
+
+
+# What a record says: one conversation, or a chosen and a rejected one.
+RECORD_FORMATS: dict[str, Callable[[dict[str, Any]], tuple[Conversation, ...]]] = {
+    PREFERENCE: parse_preference,
+    **{name: alone(partial(parse_rounds, field=name)) for name in ROUNDS_FORMATS},
+    "text": alone(parse_text),
     **{
-        f"{question}/{answer}": partial(parse_pair, question_field=question, answer_field=answer)
+        f"{question}/{answer}": alone(partial(parse_pair, question_field=question, answer_field=answer))
         for question, answer in product(QUESTION_FIELDS, ANSWER_FIELDS)
     },
 }
 
 
-def parse_conversation(record: Any, record_format: str) -> Conversation:
-    """The conversation of a decoded JSON record in one of RECORD_FORMATS; raises RecordError."""
+def parse_conversations(record: Any, record_format: str) -> tuple[Conversation, ...]:
+    """The conversation of a decoded JSON record in one of RECORD_FORMATS, or the two of a pair; raises RecordError."""
     if not isinstance(record, dict):
         raise RecordError(f"the record is {json_type(record)}, not an object")
     return RECORD_FORMATS[record_format](record)
@@ -48,14 +55,17 @@ def parse_conversation(record: Any, record_format: str) -> Conversation:
 def detect_format(record: Any, named: Collection[str] = ()) -> str:
     """The only one of RECORD_FORMATS whose fields a decoded JSON record has; raises RecordError.
 
-    Beside an `instruction`, `input` is part of the question and makes no pair of its own. Shapes with more of the
-    fields `named` by the user go before others.
+    Beside an `instruction`, `input` is part of the question and makes no pair of its own. What has `chosen` and
+    `rejected` is a pair of these, whatever else it has. Shapes with more of the fields `named` by the user go before
+    others.
     """
     if not isinstance(record, dict):
         raise RecordError(f"the record is {json_type(record)}, not an object")
     fitting = [name for name in RECORD_FORMATS if all(field in record for field in name.split("/"))]
     if "instruction" in record:
         fitting = [name for name in fitting if not name.startswith("input/")]
+    if PREFERENCE in fitting:
+        return PREFERENCE
     if named:
         most = max((num_named(name, named) for name in fitting), default=0)
         fitting = [name for name in fitting if num_named(name, named) == most]
@@ -80,7 +90,7 @@ def used_fields(record_format: str) -> set[str]:
     names = set(record_format.split("/"))
     if record_format in ROUNDS_FORMATS:
         return names | {"system"}
-    if record_format == "text":
+    if record_format in ("text", PREFERENCE):
         return names
     return names | {*SYSTEM_FIELDS, "context", "history"} | ({"input"} if "instruction" in names else set())
 
@@ -95,24 +105,26 @@ def unused_fields(record: dict[str, Any], record_format: str, taken: Collection[
     `taken` are the EXTRA_FIELDS that the template makes something of.
     """
     used = USED_FIELDS[record_format]
-    has_rounds = record_format in ROUNDS_FORMATS
+    lists = {record_format: record[record_format]} if record_format in ROUNDS_FORMATS else {}
+    if record_format == PREFERENCE:
+        used = used | fields_beside(record)
+        lists = {side: rounds_of(record, side) for side in SIDES}
     yield from (
         name
         for name, value in record.items()
-        if name not in used and has_something(value) and not (name == TOOLS and has_rounds and TOOLS in taken)
+        if name not in used and has_something(value) and not (name == TOOLS and lists and TOOLS in taken)
     )
-    if has_rounds:
+    for field, rounds in lists.items():
         names: dict[str, None] = {}
-        for entry in record[record_format]:
+        for entry in rounds:
             if not entry.keys() <= ROUND_FIELDS:
-                role = ROLES[entry["from" if "from" in entry and "role" not in entry else "role"]]
-                own = set(FIELDS_BY_ROLE.get(role, ())).intersection(taken)
+                own = set(FIELDS_BY_ROLE.get(role_of(entry), ())).intersection(taken)
                 names |= {
                     name: None
                     for name in entry
                     if name not in ROUND_FIELDS and name not in own and has_something(entry[name])
                 }
-        yield from (f"{record_format}.{name}" for name in names)
+        yield from (f"{field}.{name}" for name in names)
 
 
 def has_something(value: Any) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # The versions that are read, and what a manifest of the second may say of its rows.
 FORMAT_VERSIONS = ("1", "2")
 FEATURES = {"segment_weights"}
+PAIRS = "segment_sides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,12 @@ def read_manifest(content: bytes, path: Path) -> DatasetDir:
     try:
         manifest = orjson.loads(content)
         unknown = sorted(set(manifest.get("features", ())) - FEATURES)
+        if PAIRS in unknown:
+            raise TrainError(
+                "the dataset has pairs of chosen and rejected answers, which mft-train does not train on",
+                where=str(manifest_path),
+                fix="build it without those tasks, or from the chosen answers alone (--format, --field)",
+            )
         if manifest["format_version"] not in FORMAT_VERSIONS or unknown:
             what = f"feature {unknown[0]}" if unknown else f"format_version {manifest['format_version']}"
             raise TrainError(

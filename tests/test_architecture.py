@@ -17,6 +17,7 @@ ORDER = {
         "reading",
         ("dataset", "encoding"),
         ("rows", "filters"),
+        "audit",
         "display",
         "execution",
         "commands",

@@ -253,29 +253,49 @@ def join_command(parts: tuple[Path, ...], out: str, max_rejects: Any, is_overwri
     show_default=True,
     help="Split of the row to show.",
 )
+@click.option("--audit", "is_audit", is_flag=True, help="Look for what may be wrong with the conversations.")
+@click.option(
+    "--html",
+    "html_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write counts, audit and some rows as one page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_command(dataset_dir: Path, task: str | None, row: int | None, split: str, as_json: bool) -> None:
-    """Show what DATASET holds, or one of its rows.
+def inspect_command(
+    dataset_dir: Path,
+    task: str | None,
+    row: int | None,
+    split: str,
+    is_audit: bool,
+    html_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what DATASET holds, a row of it, or what may be wrong.
 
-    That is the counts of each task and how long its conversations are. A row's supervised text
+    What it holds are the counts of each task and how long its conversations are. A row's supervised text
     stands in ⟦ ⟧, special tokens with their id in ⟨ ⟩.
     """
-    import orjson
-
-    from mft_data.commands.inspect_dataset import dataset_summaries, format_dataset, format_row, load_lengths, load_row
-    from mft_data.dataset.dataset_dir import read_manifest
+    from mft_data.commands import inspect_dataset
 
     if (task is None) != (row is None):
         raise click.UsageError("--task and --row go together")
+    if (row is not None) + is_audit + (html_path is not None) > 1 or (html_path and as_json):
+        raise click.UsageError("a row, --audit and --html are shown one at a time, --html without --json")
     with system_errors():
         if task is not None and row is not None:
-            shown_row = load_row(dataset_dir, task, split, row)
-            echo_styled(orjson.dumps(shown_row).decode() if as_json else format_row(shown_row))
+            echo_styled(inspect_dataset.row_text(dataset_dir, task, split, row, as_json=as_json))
+        elif is_audit:
+            from mft_data.commands.audit_dataset import audit_text
+
+            click.echo(audit_text(dataset_dir, as_json=as_json))
+        elif html_path is not None:
+            from mft_data.commands.inspect_page import write_page
+
+            write_page(dataset_dir, html_path)
+            click.echo(html_path)
         else:
-            manifest = read_manifest(dataset_dir)
-            lengths = load_lengths(dataset_dir, manifest)
-            summaries = dataset_summaries(manifest, lengths)
-            click.echo(orjson.dumps(summaries) if as_json else format_dataset(manifest, lengths))
+            click.echo(inspect_dataset.dataset_text(dataset_dir, as_json=as_json))
 
 
 @main.command("preview")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from mft_data.dataset.dataset_dir import read_manifest
 from mft_data.dataset.mds import CHOSEN, REJECTED, SEGMENT_SIDES, SEGMENT_WEIGHTS, read_row
@@ -24,6 +25,19 @@ MOST_HISTOGRAMS = 20
 SIDE_NAMES = {CHOSEN: "chosen", REJECTED: "rejected"}
 # Tokens of every conversation of a task and split that has any, both of a pair.
 Lengths = dict[tuple[str, str], np.ndarray]
+
+
+def dataset_text(dataset_dir: Path, *, as_json: bool) -> str:
+    """What a dataset holds, for reading or as JSON; raises DataError."""
+    manifest = read_manifest(dataset_dir)
+    lengths = load_lengths(dataset_dir, manifest)
+    return orjson.dumps(dataset_summaries(manifest, lengths)).decode() if as_json else format_dataset(manifest, lengths)
+
+
+def row_text(dataset_dir: Path, task: str, split: str, row: int, *, as_json: bool) -> str:
+    """One row, for reading or as JSON; raises DataError."""
+    shown = load_row(dataset_dir, task, split, row)
+    return orjson.dumps(shown).decode() if as_json else format_row(shown)
 
 
 def load_lengths(dataset_dir: Path, manifest: dict[str, Any]) -> Lengths:
@@ -64,6 +78,21 @@ def format_dataset(manifest: dict[str, Any], lengths: Lengths) -> str:
     Of many tasks it is one histogram of all of them.
     """
     blocks = [summary_table(manifest)]
+    for block in histogram_blocks(manifest, lengths):
+        percentiles = block["percentiles"]
+        names = ("p50", "p90", "p99", "max")
+        widths = {name: max(len(f"{row[name]:,}") for row in percentiles.values()) for name in names}
+        lines = [f"{block['title']}: tokens per conversation"]
+        for split, row in percentiles.items():
+            cells = "   ".join(f"{name} {row[name]:>{width},}" for name, width in widths.items())
+            lines.append(f"  {split:<10}  {cells}")
+        blocks.append("\n".join([*lines, "", *format_bins(block["bins"])]))
+    return "\n\n".join(blocks)
+
+
+def histogram_blocks(manifest: dict[str, Any], lengths: Lengths) -> list[dict[str, Any]]:
+    """`title`, `percentiles` of each split and `bins` of both together, for each task or for all of many."""
+    blocks = []
     groups = [(task["name"], [task["name"]]) for task in manifest["tasks"]]
     if len(groups) > MOST_HISTOGRAMS:
         groups = [(f"all {len(groups):,} tasks together (--json has those of each)", [name for name, _ in groups])]
@@ -74,14 +103,9 @@ def format_dataset(manifest: dict[str, Any], lengths: Lengths) -> str:
             if (found := [lengths[name, split] for name in names_of_tasks if (name, split) in lengths])
         }
         percentiles = {split: length_percentiles(values) for split, values in own.items()}
-        names = ("p50", "p90", "p99", "max")
-        widths = {name: max(len(f"{row[name]:,}") for row in percentiles.values()) for name in names}
-        lines = [f"{title}: tokens per conversation"]
-        for split, row in percentiles.items():
-            cells = "   ".join(f"{name} {row[name]:>{width},}" for name, width in widths.items())
-            lines.append(f"  {split:<10}  {cells}")
-        blocks.append("\n".join([*lines, "", *format_bins(length_bins(np.concatenate(list(own.values()))))]))
-    return "\n\n".join(blocks)
+        bins = length_bins(np.concatenate(list(own.values())))
+        blocks.append({"title": title, "percentiles": percentiles, "bins": bins})
+    return blocks
 
 
 def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[str, Any]:

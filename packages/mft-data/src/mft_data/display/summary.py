@@ -7,6 +7,8 @@ from mft_data.rows.split import SPLITS
 COUNTS = ("conversations", "rows", "tokens", "supervised_tokens")
 # Counted for a task as a whole, before its conversations were split.
 LEFT_OUT = ("rejected", "duplicates", "over_limit", "contaminated", "overlong_dropped", "overlong_truncated")
+# Of more tasks than these no one looks at each line.
+MOST_TASKS, NUM_LARGEST, NUM_SMALLEST = 20, 10, 5
 HEADER = ("task", "split", "conversations", "rows", "tokens", "supervised", "share", "fill", "rejected", "overlong")
 
 
@@ -32,12 +34,58 @@ def split_summaries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary_table(manifest: dict[str, Any]) -> str:
-    """The summaries as an aligned text table; what was left out stands once per task, duplicates only if there are."""
+    """The summaries as an aligned text table; what was left out stands once per task, duplicates only if there are.
+
+    Of many tasks it has the largest ones and the smallest, and a line for all of them together.
+    """
     summaries = split_summaries(manifest)
     extra = [
         name for name in ("duplicates", "over_limit", "contaminated") if any(summary[name] for summary in summaries)
     ]
-    lines = [(*HEADER, *(name.replace("_", " ") for name in extra))]
+    lines: list[tuple[str, ...]] = [(*HEADER, *(name.replace("_", " ") for name in extra))]
+    num_tasks = len(manifest["tasks"])
+    if num_tasks <= MOST_TASKS:
+        lines += summary_lines(summaries, extra)
+        return aligned(lines)
+    largest, smallest = extreme_tasks(manifest)
+    lines += summary_lines([summary for summary in summaries if summary["task"] in largest], extra)
+    lines.append((f"... {num_tasks - len(largest) - len(smallest):,} tasks between ...", *[""] * (len(lines[0]) - 1)))
+    lines += summary_lines([summary for summary in summaries if summary["task"] in smallest], extra)
+    lines += summary_lines(total_summaries(manifest, summaries), extra)
+    return aligned(lines) + "\n(inspect --json and --html have all tasks)"
+
+
+def extreme_tasks(manifest: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The names of the tasks with most tokens to train on, and of those with least."""
+    by_size = sorted(manifest["tasks"], key=lambda task: -task["splits"]["train"]["tokens"])
+    names = [task["name"] for task in by_size]
+    return set(names[:NUM_LARGEST]), set(names[-NUM_SMALLEST:])
+
+
+def total_summaries(manifest: dict[str, Any], summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One object per split, of all tasks together."""
+    totals = []
+    for split in SPLITS:
+        own = [summary for summary in summaries if summary["split"] == split]
+        if not own:
+            continue
+        counts = {name: sum(summary[name] for summary in own) for name in COUNTS}
+        totals.append(
+            {
+                "task": f"all {len(manifest['tasks']):,} tasks",
+                "split": split,
+                **counts,
+                "supervised_share": counts["supervised_tokens"] / counts["tokens"],
+                "fill": counts["tokens"] / (counts["rows"] * manifest["seq_length"]),
+                **{name: sum(task["conversations"][name] for task in manifest["tasks"]) for name in LEFT_OUT},
+            }
+        )
+    return totals
+
+
+def summary_lines(summaries: list[dict[str, Any]], extra: list[str]) -> list[tuple[str, ...]]:
+    """The cells of some summaries; what was left out stands once per task."""
+    lines: list[tuple[str, ...]] = []
     shown: set[str] = set()
     for summary in summaries:
         is_first = summary["task"] not in shown
@@ -58,6 +106,11 @@ def summary_table(manifest: dict[str, Any]) -> str:
                 *(left_out if is_first else [""] * len(left_out)),
             )
         )
+    return lines
+
+
+def aligned(lines: list[tuple[str, ...]]) -> str:
+    """The lines of a table, its columns below each other."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(align(line, widths) for line in lines)
 

@@ -7,6 +7,8 @@ import numpy as np
 import orjson
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mft_data.cli import main
 from mft_data.encoding.encoder import make_encoder
@@ -19,6 +21,8 @@ from mft_data.reading.source_settings import SourceSettings
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 SOURCES = {name: (TEMPLATES_DIR / f"{name}.jinja").read_text() for name in ("tools", "chatml", "thinking")}
 TOOL = {"type": "function", "function": {"name": "run", "parameters": {"properties": {"code": {"type": "string"}}}}}
+
+texts = st.text('ab1 \n<>"{é', min_size=1, max_size=12).filter(lambda text: text.strip() and "</" not in text)
 
 
 def call(arguments):
@@ -59,10 +63,37 @@ def test_a_tool_conversation_is_what_a_client_renders(families, chosen, encode):
     ]
     ids, mask = encode(make_encoder(tokenizer_config(tokenizer), template), record.conversation)
     starts = np.flatnonzero(np.diff([0, *mask]) == 1)
-    for start, before in zip(starts[:1], (1,), strict=True):
+    for start, before in zip(starts, (1, 3), strict=True):
         options = {"tools": [TOOL], "add_generation_prompt": True, "return_dict": False}
         assert ids[:start] == tokenizer.apply_chat_template(SENT[:before], **options)
     assert parsed(template, tools=json.dumps([TOOL])).conversation == record.conversation
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=3), texts, texts)
+def test_ids_before_every_turn_of_a_tool_conversation_are_those_of_its_prompt(
+    families, chosen, encode, steps, question, end
+):
+    template, tokenizer = chosen(families["byte_level"], SOURCES["tools"])
+    encoder = make_encoder(tokenizer_config(tokenizer), template)
+    messages = [{"role": "user", "content": question}]
+    for said, code, result in steps:
+        messages += [
+            {"role": "assistant", "content": said, "tool_calls": [call({"code": code})]},
+            {"role": "tool", "content": result},
+        ]
+    messages.append({"role": "assistant", "content": end})
+    ids, mask = encode(encoder, parsed(template, messages, tools=[TOOL]).conversation)
+    starts = np.flatnonzero(np.diff([0, *mask]) == 1).tolist()
+    assert len(starts) == len(steps) + 1
+    for number, start in enumerate(starts):
+        sent = messages[: 1 + 2 * number]
+        prompt = tokenizer.apply_chat_template(sent, tools=[TOOL], add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode(ids[:start]) == prompt
+        # Whatever the model answers there, and whatever follows: the ids before it are the same.
+        other = parsed(template, [*sent, {"role": "assistant", "content": f"{end} other"}], tools=[TOOL])
+        other_ids, _ = encode(encoder, other.conversation)
+        assert other_ids[:start] == ids[:start]
 
 
 def test_special_tokens_in_tools_and_their_use_are_text(families, chosen, encode):

@@ -2,7 +2,12 @@
 
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import orjson
 import pyarrow
@@ -14,6 +19,7 @@ from hypothesis import strategies as st
 
 from mft_data.cli import main
 from mft_data.errors import DataError
+from mft_data.execution import chunk_store, encode_chunk
 from mft_data.reading import chunks, json_array
 from mft_data.reading.json_array import array_lines
 from mft_data.reading.lines import read_lines
@@ -85,6 +91,89 @@ def test_every_kind_of_file_gives_the_rows_of_its_lines(tmp_path, build, kind):
         error = build(f"t={tmp_path / 'other'}", "three", exit_code=1).stderr
         assert f'field "messages" is empty, in {tmp_path / "other" / "a.json"} line 401' in error
         build(f"t={tmp_path / 'other'}", "three", "--resume", "--max-rejects", "1")
+
+
+def tree(folder):
+    """Name and content of every file in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def edited(path, kind):
+    """Changes one word of a late record, and nothing else."""
+    changed = [orjson.loads(orjson.dumps(entry)) for entry in RECORDS]
+    changed[640]["messages"][0]["content"] = changed[640]["messages"][0]["content"].replace("add", "sub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "RECORDS", changed)
+        patch.setattr(
+            sys.modules[__name__], "TABLE", pyarrow.Table.from_pylist([{"weight": None, **e} for e in changed])
+        )
+        write(kind, path)
+
+
+KINDS = {"json": "a.json", "parquet": "a.parquet", "file": "a.arrow", "stream": "a.arrow"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_is_gone_on_with_after_a_break_and_not_after_an_edit(build, tmp_path, kind, monkeypatch):
+    path = tmp_path / KINDS[kind]
+    write(kind, path)
+    original = path.read_bytes()
+    build(f"t={path}", "plain")
+    finished = encode_chunk.encode_chunk
+    done = []
+
+    def break_off(work, encoder, chunk, *rest):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(chunk.key)
+        return finished(work, encoder, chunk, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk_store, "encode_chunk", break_off)
+        stopped = build(f"t={path}", "out", exit_code=1).stderr
+    kept = f"the finished work is kept in {tmp_path / '.out.partial'}: give --resume to go on with it"
+    assert stopped == f"\n{kept}\nAborted!\n"
+    edited(path, kind)
+    error = build(f"t={path}", "out", "--resume", exit_code=1).stderr
+    assert error.count("\n") == 1
+    assert "are not those of the build to resume" in error or "has changed since" in error
+    assert path.name in error
+    path.write_bytes(original)
+    encoded = []
+    monkeypatch.setattr(chunk_store, "encode_chunk", lambda *given: encoded.append(given[2].key) or finished(*given))
+    build(f"t={path}", "out", "--resume")
+    assert done
+    assert not set(done) & set(encoded)
+    assert tree(tmp_path / "out") == tree(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_a_table_is_gone_on_with_after_a_kill(tmp_path, tokenizer_dir, kind):
+    path = tmp_path / KINDS[kind]
+    write(kind, path)
+    program = (
+        "import sys; from mft_data.reading import chunks; chunks.MIN_CHUNK_BYTES, chunks.CHUNK_ROWS = 16_000, 1; "
+        "from mft_data.cli import main; main(sys.argv[1:])"
+    )
+    options = ["--tokenizer", str(tokenizer_dir), "--seq-length", "128", "--workers", "1"]
+
+    def command(out, *more):
+        return [sys.executable, "-c", program, "build", f"t={path}", str(tmp_path / out), *options, *more]
+
+    subprocess.run(command("plain"), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command("out"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any((tmp_path / ".out.partial").glob("chunks/[0-9]*.[0-9]*")):
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if not (tmp_path / "out").exists():
+        subprocess.run(command("out", "--resume"), check=True, capture_output=True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "plain")
 
 
 def test_a_saved_dataset_with_splits_asks_for_one(tmp_path):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import orjson
 
 from mft_data.dataset.dataset_dir import MANIFEST, REJECTS
@@ -29,6 +30,7 @@ LOCK = "lock"
 SCRATCH = "scratch"
 DATASET = "dataset"
 UPLOADED = "uploaded.jsonl"
+KEPT = "the finished work is kept in {}: give --resume to go on with it"
 # What the folder of a dataset, of a part, and of an unfinished build can hold.
 DATASET_NAMES = {MANIFEST, REJECTS, "tokenizer", "train", "validation"}
 PART_NAMES = {PLAN, PART, FILES, CHUNKS, "tokenizer"}
@@ -98,6 +100,8 @@ def staging_dir(out: Path, is_resume: bool, is_overwrite: bool) -> Iterator[Path
         try:
             yield staging
         except KeyboardInterrupt:
+            if has_chunks(staging):
+                click.echo(f"\n{KEPT.format(staging)}", err=True, nl=False)
             raise
         except BaseException as error:
             if not has_chunks(staging):
@@ -131,7 +135,7 @@ def empty_staging(staging: Path) -> None:
 
 def keeping(error: BaseException, staging: Path) -> BaseException:
     """The error with a word on the finished work; one of the program's own is left as it is."""
-    kept = f"the finished work is kept in {staging}: give --resume to go on with it"
+    kept = KEPT.format(staging)
     if isinstance(error, DataError):
         return error.noted(kept)
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):

@@ -42,7 +42,17 @@ ORDER = {
         "commands",
         "cli",
     ],
-    "mft_merge": ["errors", "files", "sources", "planning", "values", "output", ("verify", "extract"), "merge", "cli"],
+    "mft_merge": [
+        "errors",
+        ("extras", "files"),
+        "sources",
+        "planning",
+        "values",
+        "output",
+        ("verification", "extract"),
+        "merge",
+        "cli",
+    ],
     "mft_train": [
         "errors",
         "config",

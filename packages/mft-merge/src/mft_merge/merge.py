@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mft_merge.errors import MergeError
+from mft_merge.extras import check_peft
 from mft_merge.files.json_file import read_json
 from mft_merge.files.tensor_file import FLOAT_TYPES
 from mft_merge.output.merge_record import RECORD_NAME, make_record, quantization_shares, write_card, write_record
@@ -24,9 +25,9 @@ from mft_merge.sources.adapter import Adapter, read_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.quantization import Quantization, read_quantization
-from mft_merge.values.combined import check_can_combine
 from mft_merge.values.low_rank_factors import read_finite
-from mft_merge.verify import check_can_verify, verify
+from mft_merge.verification.live_model import Live
+from mft_merge.verification.verify import verify
 
 # What the files beside the weights take at most: tokenizers are the largest of them.
 OTHER_BYTES = 64 << 20
@@ -63,13 +64,11 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
     quantization = _quantization(adapters)
     is_dequantized = quantization is not None and settings.base_weights == "trained"
     if settings.verify:
-        check_can_verify()
-        if settings.combination is not None:
-            raise MergeError("--verify builds live models whose updates are added only", fix="leave it out")
+        check_peft("--verify")
     record = make_record(adapters, base, settings.dtype, "trained" if is_dequantized else "full")
     record["max_shard_bytes"] = settings.max_shard_bytes
     if settings.combination is not None:
-        check_can_combine()
+        check_peft(f"--combine {settings.combination.rule}")
         record["combination"] = asdict(settings.combination)
     for each, _ in adapters:
         _check_base(record, each)
@@ -98,10 +97,14 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
         record = write_record(record, plan, staging.finished, staging.model_dir)
         write_card(record, staging.model_dir)
         if settings.verify:
-            live = [(each.adapter_dir, weight) for each, weight in adapters]
-            over = quantization if is_dequantized else None
-            figures = verify(base.base_dir, live, staging.model_dir, plan, over)
-            record = record | {"verification": figures}
+            live = Live(
+                base.base_dir,
+                tuple((each.adapter_dir, weight) for each, weight in adapters),
+                plan.config_changes.get("vocab_size"),
+                quantization if is_dequantized else None,
+                settings.combination,
+            )
+            record = record | {"verification": verify(live, staging.model_dir, plan)}
         staging.publish()
     for kind, share in quantization_shares(record).items():
         click.echo(f"note: {kind}: norm(W - W_q) / norm(update) = {share:.3g}", err=True)
@@ -195,11 +198,9 @@ def is_trained_on_quantised(adapter: Adapter) -> bool:
 
 
 def _write_shards(plan: MergePlan, base: BaseModel, staging: Staging) -> None:
-    import torch
     from rich.console import Console
     from rich.progress import Progress
 
-    torch.set_num_threads(1)  # tiles are computed in threads of their own; more in each of them only wait for another
     headers = {name: shard_header(name, tensors, base) for name, tensors in plan.shards.items()}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("merging", total=sum(tensor.num_bytes for tensor in plan.tensors()))

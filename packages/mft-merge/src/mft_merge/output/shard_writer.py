@@ -125,6 +125,8 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 @contextmanager
 def _workers() -> Iterator[tuple[Callable[..., Future[Any]], Callable[[Callable[[], Any]], None]]]:
     """Threads that compute tiles, and one that does what it is given in order; errors of both come back here."""
+    import torch
+
     num_computing = min(MOST_COMPUTING, len(os.sched_getaffinity(0)))
     pending: deque[Future[Any]] = deque()
 
@@ -133,7 +135,12 @@ def _workers() -> Iterator[tuple[Callable[..., Future[Any]], Callable[[Callable[
         if len(pending) > 2 * num_computing:
             pending.popleft().result()
 
-    with ThreadPoolExecutor(num_computing) as computing, ThreadPoolExecutor(1) as writing:
-        yield computing.submit, submit
-        for future in pending:
-            future.result()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiles have threads of their own; more in each of them only wait for another
+    try:
+        with ThreadPoolExecutor(num_computing) as computing, ThreadPoolExecutor(1) as writing:
+            yield computing.submit, submit
+            for future in pending:
+                future.result()
+    finally:
+        torch.set_num_threads(num_threads)

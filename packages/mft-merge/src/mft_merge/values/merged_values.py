@@ -103,7 +103,9 @@ def _matrix_tiles(tensor: OutputTensor, matrix: StoredTensor, index: int, norms:
 
     if products and tensor.combination:
         weights = [product.weight for product in products]
-        delta = combined(f"{tensor.name} {index}", terms, weights, tensor.combination)
+        deltas = [(left @ right) * scale for left, right, scale in terms]
+        layer, _, _ = products[0].update.a.name.partition(".lora_")
+        delta = combined(layer, deltas, weights, tensor.combination)
         for start, read in tiles():
             yield start, partial(_shifted, read, delta, start, dtype)
         return

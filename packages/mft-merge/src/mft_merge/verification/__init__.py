@@ -1,0 +1,1 @@
+"""The merged model against the live one of base and adapters, in memory or from the disk."""

@@ -284,12 +284,60 @@ def test_adapters_of_a_run_are_found_with_where_they_come_from(adapter, run_merg
     (run / "config.yaml").write_text("method: lora\n")
     (run / "metrics.jsonl").write_text("")
     expected = hashlib.sha256(b"method: lora\n").hexdigest()
+    best = {"format_version": "1", "checkpoint": "step-00000100", "global_step": 100, "loss": 1.5}
+    (run / "checkpoints" / "best.json").write_text(json.dumps(best))
     for index, name in enumerate(
-        (".", "final", "best/sql", "checkpoints/step-00000100", "checkpoints/step-00000100/model")
+        (".", "final", "best", "best/sql", "checkpoints/step-00000100", "checkpoints/step-00000100/model")
     ):
         result = run_merge(run / name, tmp_path / f"out-{index}", "--json")
         assert result.exit_code == 0, result.output
         assert json.loads(result.stdout)["run"]["run_config_sha256"] == expected
+
+
+def test_what_a_run_does_not_have_is_told(adapter, run_merge, tmp_path):
+    run = tmp_path / "run"
+    for place in ("best/sql", "checkpoints/step-00000100/model"):
+        shutil.copytree(adapter, run / place)
+    (run / "metrics.jsonl").write_text("")
+    (run / "checkpoints" / "best.json").write_text('{"format_version": "2"}')
+    for name, message in (
+        (".", "no final model yet, in {run}, name {run}/checkpoints/step-00000100"),
+        ("best/java", 'no best model of "java", in {run}/best, name one of sql'),
+        ("best", "format_version '2' is not known, in {run}/checkpoints/best.json"),
+    ):
+        result = run_merge(run / name, tmp_path / "out")
+        assert result.exit_code == 1
+        assert message.format(run=run) in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value"),
+    [
+        ("adapter/adapter_config.json", "rank_pattern", 3),
+        ("adapter/adapter_config.json", "rank_pattern", {"q_proj": "x"}),
+        ("adapter/adapter_config.json", "alpha_pattern", {"q_proj": [1]}),
+        ("adapter/adapter_config.json", "base_model_name_or_path", 7),
+        ("base/config.json", "model_type", ["llama"]),
+        ("base/model.safetensors.index.json", "metadata", "x"),
+        ("base/model.safetensors.index.json", "weight_map", {"model.norm.weight": 1}),
+        ("adapter/tokenizer.json", "added_tokens", 5),
+        ("adapter/tokenizer.json", "model", "x"),
+    ],
+)
+def test_a_json_value_of_another_kind_is_told_by_its_key(
+    place, key, value, base_dir, make_adapter, run_merge, tmp_path
+):
+    shutil.copytree(base_dir("llama", shard_size="30KB"), tmp_path / "base")
+    make_adapter(tmp_path / "base", tmp_path / "adapter")
+    path = tmp_path / place
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    result = run_merge(
+        tmp_path / "adapter", tmp_path / "out", *(() if "name" in key else ("--base", tmp_path / "base"))
+    )
+    assert result.exit_code == 1
+    assert result.stderr.count("Error: ") == 1
+    assert ", which it may not be, in " in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_directory_stands_for_its_result(adapter, run_merge, tmp_path):

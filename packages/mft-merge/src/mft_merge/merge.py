@@ -22,6 +22,7 @@ from mft_merge.planning.changes import stored_changes
 from mft_merge.planning.plan import MergePlan, Target, make_plan, resharded
 from mft_merge.planning.weighted import Combination, weighted_changes
 from mft_merge.sources.adapter import Adapter, read_adapter
+from mft_merge.sources.adapter_location import find_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.quantization import Quantization, read_quantization
@@ -58,7 +59,7 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
     settings name it, the tokenizer and the template are those of the first.
     """
     read_finite.cache_clear()  # the files may be others than in an earlier call
-    adapters = [(read_adapter(_adapter_dir(path)), weight) for path, weight in weights]
+    adapters = [(read_adapter(find_adapter(path)), weight) for path, weight in weights]
     adapter = adapters[0][0]
     base = read_base_model(base_location(settings.base, adapter.config, adapter.adapter_dir))
     quantization = _quantization(adapters)
@@ -123,14 +124,6 @@ def _quantization(adapters: list[tuple[Adapter, float]]) -> Quantization | None:
     return found[0]
 
 
-def _adapter_dir(path: Path) -> Path:
-    """The adapter directory that `path` is, or that lies in it: the result of a run, the model of a checkpoint."""
-    if not path.is_dir():
-        raise MergeError(f"there is no adapter directory {path}")
-    candidates = (path, path / "final", path / "model")
-    return next((found for found in candidates if (found / "adapter_config.json").is_file()), path)
-
-
 def _check_base(record: dict[str, Any], adapter: Adapter) -> None:
     """Refuse a base that is not the one the adapter was trained on, where the adapter says which that was."""
     path = adapter.adapter_dir / "base_model.json"
@@ -191,8 +184,8 @@ def is_trained_on_quantised(adapter: Adapter) -> bool:
     named = Path(adapter.config.get("base_model_name_or_path") or "") / "config.json"
     if named.is_file() and "quantization_config" in read_json(named):
         return True
-    # The adapter is run/final or run/checkpoints/step-.../model; the config of the run is a flat YAML file.
-    run_dirs = list(adapter.adapter_dir.resolve().parents)[:3:2]
+    # The adapter is run/final, run/best/TASK or run/checkpoints/step-.../model; the run's config is a flat YAML file.
+    run_dirs = list(adapter.adapter_dir.resolve().parents)[:3]
     configs = [run_dir / "config.yaml" for run_dir in run_dirs if (run_dir / "config.yaml").is_file()]
     return any(re.search(r"^method:\s*qlora\b", path.read_text("utf-8", "replace"), re.MULTILINE) for path in configs)
 

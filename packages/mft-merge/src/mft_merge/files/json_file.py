@@ -19,6 +19,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def check_kinds(document: dict[str, Any], kinds: dict[str, tuple[type, ...]], path: Path) -> None:
+    """Raise for a key of the document at `path` whose value is of none of its kinds; it may be missing or null."""
+    for key, allowed in kinds.items():
+        value = document.get(key)
+        if value is not None and not isinstance(value, allowed):
+            raise MergeError(f'"{key}" is {value!r:.60}, which it may not be', where=str(path))
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object, indented and in the order of its keys."""
     path.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")

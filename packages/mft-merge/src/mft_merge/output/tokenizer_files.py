@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mft_merge.files.json_file import read_json
+from mft_merge.files.json_file import check_kinds, read_json
 
 VOCABULARY_FILES = (
     "tokenizer.json",
@@ -91,6 +91,7 @@ def _token_ids(tokenizer_dir: Path) -> list[tuple[str, int]]:
     pairs: list[tuple[str, int]] = []
     if (tokenizer_dir / "tokenizer.json").is_file():
         fast = read_json(tokenizer_dir / "tokenizer.json")
+        check_kinds(fast, {"added_tokens": (list,), "model": (dict,)}, tokenizer_dir / "tokenizer.json")
         pairs += [(token["content"], token["id"]) for token in fast.get("added_tokens") or []]
         vocabulary = (fast.get("model") or {}).get("vocab")
         if isinstance(vocabulary, dict):

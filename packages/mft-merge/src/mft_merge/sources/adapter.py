@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mft_merge.errors import MergeError
-from mft_merge.files.json_file import read_json
+from mft_merge.files.json_file import check_kinds, read_json
 from mft_merge.files.tensor_file import FLOAT_TYPES, StoredTensor, read_tensor_file
 
 PREFIX = "base_model.model."
@@ -143,6 +143,10 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
     for setting in UNSUPPORTED_SETTINGS:
         if config.get(setting):
             raise MergeError(f'the adapter uses "{setting}", which this tool cannot merge', where=str(path))
+    check_kinds(config, {"base_model_name_or_path": (str,), "rank_pattern": (dict,), "alpha_pattern": (dict,)}, path)
+    for key, kind in (("rank_pattern", (int,)), ("alpha_pattern", (int, float))):
+        patterns = config.get(key) or {}
+        check_kinds(patterns, dict.fromkeys(patterns, kind), path)
     for key, kinds in (("r", int), ("lora_alpha", (int, float))):
         if not isinstance(config.get(key), kinds):
             raise MergeError(f'"{key}" is missing or no number', where=str(path))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mft_merge.errors import MergeError
-from mft_merge.files.json_file import read_json
+from mft_merge.files.json_file import check_kinds, read_json
 from mft_merge.files.tensor_file import StoredTensor, TensorFile, read_tensor_file
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -31,6 +31,7 @@ def read_base_model(base_dir: Path) -> BaseModel:
     if not config_path.is_file():
         raise MergeError("no config.json in the base model directory", where=str(base_dir))
     config = read_json(config_path)
+    check_kinds(config, {"model_type": (str,)}, config_path)
     if "quantization_config" in config:
         raise MergeError(
             "the base model is quantised and an update cannot be added to its weights",
@@ -58,8 +59,10 @@ def read_base_model(base_dir: Path) -> BaseModel:
 
 def _shard_names(index: dict[str, Any], path: Path) -> list[str]:
     weight_map = index.get("weight_map")
+    check_kinds(index, {"metadata": (dict,)}, path)
     if not isinstance(weight_map, dict) or not weight_map:
         raise MergeError("no weight_map", where=str(path))
+    check_kinds(weight_map, dict.fromkeys(weight_map, (str,)), path)
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:

@@ -1,12 +1,12 @@
 """The command line of mft-infer: parses, calls one use-case, leaves stdout to the answers."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import orjson
 
 from mft_infer.errors import InferError
 from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings, take
@@ -23,8 +23,8 @@ class TemplateArgument(click.ParamType):
         if not sign or not name.isidentifier() or name in TEMPLATE_NAMES:
             self.fail(f"{value!r} is no NAME=VALUE, or the name is one that the template has already", param, ctx)
         try:
-            return name, json.loads(text)
-        except json.JSONDecodeError:
+            return name, orjson.loads(text)
+        except orjson.JSONDecodeError:
             return name, text
 
 
@@ -96,7 +96,13 @@ SHARED_OPTIONS = (
         type=TemplateArgument(),
         help="NAME=VALUE: a variable of the chat template, VALUE in JSON or a text; can be given many times.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling."),
+    click.option(
+        "--seed",
+        type=click.IntRange(-(2**63), 2**63 - 1),  # what JSON's readers take
+        default=0,
+        show_default=True,
+        help="Seed of the sampling.",
+    ),
     DTYPE_OPTION,
     click.option(
         "--device", default="auto", show_default=True, help="Torch device; auto is the first GPU, else the CPU."

@@ -101,7 +101,19 @@ def test_the_generation_config_is_used_where_the_command_line_has_nothing(comple
 
 
 @pytest.mark.parametrize(
-    "options", [("--beams", 2, "--temperature", 1), ("--beams", 2, "--logprobs"), ("--num-samples", 2)]
+    "options",
+    [
+        ("--beams", 2, "--temperature", 1),
+        ("--beams", 2, "--logprobs"),
+        ("--num-samples", 2),
+        ("--seed", 2**63),  # no line could hold it
+    ],
 )
 def test_settings_that_do_not_go_together_are_wrong_usage(options, run_infer, model_dir):
     assert run_infer("generate", model_dir, "-", "-", *options).exit_code == 2
+
+
+@pytest.mark.parametrize("value", ["99999999999999999999999", "NaN", "-1e999"])
+def test_numbers_that_json_does_not_hold_lose_no_line(value, complete, model_dir):
+    [entry] = complete(PROMPTS[:1], "--max-new-tokens", 2, "--template-argument", f"n={value}")
+    assert "n" in entry["run"]["settings"]["template_argument"]

@@ -68,7 +68,7 @@ def test_a_saved_conversation_is_a_training_record_and_can_be_loaded(session, tm
     before = session.messages()
     run_command("/reset", [session])
     run_command("/system", [session])
-    assert run_command(f"/load {path}", [session]) == "2 questions and answers"
+    assert run_command(f"/load {path}", [session]) == "2 questions and their answers"
     assert session.messages() == before
 
 

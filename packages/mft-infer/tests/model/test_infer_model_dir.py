@@ -65,6 +65,15 @@ def test_what_a_run_does_not_have_is_told(run_dir):
         find_model(str(run_dir / "best"), None)
 
 
+def test_an_adapter_config_that_is_broken_is_told(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(InferError, match=r"invalid JSON \(.*\), in .*adapter_config.json"):
+        find_model(str(tmp_path), None)
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(InferError, match=r"names no base model, in .*, name it with --base"):
+        find_model(str(tmp_path), None)
+
+
 def test_an_adapter_over_fused_experts_answers_as_it_does_live(tokenizer, complete, tmp_path):
     """PEFT puts adapters on fused experts as parameters, not as layers."""
     torch.manual_seed(0)

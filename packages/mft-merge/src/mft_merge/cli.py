@@ -83,7 +83,13 @@ def main() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of each update's values that the rule keeps.",
 )
-@click.option("--seed", default=0, show_default=True, help="Chooses the values that DARE keeps.")
+@click.option(
+    "--seed",
+    type=click.IntRange(-(2**63), 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Chooses the values that DARE keeps.",
+)
 @click.option(
     "--base",
     metavar="DIR|HUB-ID",

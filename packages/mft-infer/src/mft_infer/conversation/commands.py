@@ -18,7 +18,7 @@ PARAMS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "top_k": (int, lambda value: value >= 0),
     "min_p": (float, lambda value: 0 <= value <= 1),
     "repetition_penalty": (float, lambda value: value > 0),
-    "seed": (int, lambda value: isinstance(value, int)),
+    "seed": (int, lambda value: -(2**63) <= value < 2**63),
 }
 
 
@@ -74,7 +74,8 @@ def _load(name: str, sessions: list[Session]) -> str:
     for session in sessions:
         session.prompt_settings = replace(session.prompt_settings, system=system)
         session.rounds[:] = [dict(message) for message in rounds]
-    return f"{len(rounds) // 2} questions and answers"
+    count = len(rounds) // 2
+    return "1 question and its answer" if count == 1 else f"{count} questions and their answers"
 
 
 def _params(text: str, sessions: list[Session]) -> str:

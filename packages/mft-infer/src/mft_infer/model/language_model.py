@@ -1,6 +1,7 @@
 """A model loaded from a directory, with its adapter in it, and its text processor."""
 
 import importlib.util
+import logging
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -113,6 +114,8 @@ def _auto_class(config: Any) -> Any:
 
 def _with_adapter(model: "PreTrainedModel", adapter_dir: Path) -> "PreTrainedModel":
     """The model with the adapter's layers in it; the wrapper of PEFT around it is not needed for generation."""
+    # On some CPUs bitsandbytes, which PEFT imports, warns of a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import PeftModel
 
     try:

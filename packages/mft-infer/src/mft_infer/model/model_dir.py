@@ -74,9 +74,10 @@ def _best(checkpoints: Path) -> Path:
 def _named_base(adapter_dir: Path) -> str:
     path = adapter_dir / ADAPTER_CONFIG
     try:
-        name = orjson.loads(path.read_bytes())["base_model_name_or_path"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise InferError("no base_model_name_or_path", where=str(path), fix="name the base with --base") from error
+        config = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise InferError(f"invalid JSON ({error.msg})", where=str(path)) from error
+    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(name, str) or not name:
         raise InferError("the adapter names no base model", where=str(path), fix="name it with --base")
     return name

@@ -1,5 +1,6 @@
 """The live model of a verification: the base with its adapters in PEFT, in memory or with its weights on the disk."""
 
+import logging
 import re
 import warnings
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ def logits(live: Live, placement: dict[str, Any]) -> "Tensor":
     import torch
     import transformers
 
+    # On some CPUs bitsandbytes, which PEFT imports, warns of a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():

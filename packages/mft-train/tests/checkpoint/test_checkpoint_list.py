@@ -1,11 +1,9 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mft_train.checkpoint.checkpoint_list import latest_checkpoint, retain
-from mft_train.checkpoint.validation_record import ValidationRecord
+from mft_train.checkpoint.validation_record import Lowest, ValidationRecord
 from mft_train.errors import TrainError
 
 
@@ -17,7 +15,7 @@ def run_dir(tmp_path):
         state.mkdir(parents=True)
         (state / "optimizer-0000.safetensors").write_bytes(b"12345")
         (state / "run.json").write_text(
-            json.dumps({"format_version": "2", "files": {"state/optimizer-0000.safetensors": 5}})
+            json.dumps({"format_version": "3", "files": {"state/optimizer-0000.safetensors": 5}})
         )
     return tmp_path
 
@@ -54,18 +52,43 @@ def test_no_checkpoint_is_none_and_only_damaged_ones_are_an_error(run_dir, tmp_p
         latest_checkpoint(run_dir)
 
 
+def by_mean(loss, step, **more):
+    return ValidationRecord(checkpoints={"mean": Lowest(loss, step)}, **more)
+
+
 def test_the_best_is_named_and_never_deleted(run_dir):
-    record = ValidationRecord(checkpoint_loss=0.5, checkpoint_step=1)
-    retain(run_dir, record, 5, keep_last=2)
+    retain(run_dir, by_mean(0.5, 1), 5, keep_last=2)
     assert steps(run_dir) == [1, 4, 5]
-    assert best(run_dir) == {"format_version": "1", "checkpoint": "step-00000001", "global_step": 1, "loss": 0.5}
-    retain(run_dir, ValidationRecord(checkpoint_loss=0.4, checkpoint_step=5), 5, keep_last=1)
+    assert best(run_dir) == {
+        "format_version": "1",
+        "checkpoint": "step-00000001",
+        "global_step": 1,
+        "rule": "mean",
+        "loss": 0.5,
+    }
+    retain(run_dir, by_mean(0.4, 5), 5, keep_last=1)
     assert steps(run_dir) == [5]
     assert best(run_dir)["global_step"] == 5
 
 
+def test_the_best_by_other_rules_is_named_with_its_number(run_dir):
+    score = "evaluation/higher/pass_at_k.pass@1"
+    lowest = {"mean": Lowest(0.5, 1), "worst": Lowest(0.9, 2), score: Lowest(-0.25, 3)}
+    retain(run_dir, ValidationRecord(checkpoints=lowest, rule="worst"), 5, keep_last=0)
+    assert (best(run_dir)["global_step"], best(run_dir)["rule"], best(run_dir)["ratio"]) == (2, "worst", 0.9)
+    retain(run_dir, ValidationRecord(checkpoints=lowest, rule=score), 5, keep_last=1)
+    assert best(run_dir)["metric"] == "pass_at_k.pass@1"
+    assert best(run_dir)["value"] == 0.25
+    assert steps(run_dir) == [3, 5]
+
+
+def test_checkpoints_that_wait_for_their_evaluation_are_kept(run_dir):
+    retain(run_dir, by_mean(0.5, 1, unevaluated=(2, 4)), 5, keep_last=1)
+    assert steps(run_dir) == [1, 2, 4, 5]
+
+
 def test_without_a_validated_checkpoint_there_is_no_best(run_dir):
-    retain(run_dir, ValidationRecord(checkpoint_loss=0.5, checkpoint_step=1), 5, keep_last=0)
+    retain(run_dir, by_mean(0.5, 1), 5, keep_last=0)
     retain(run_dir, ValidationRecord(), 5, keep_last=0)
     assert steps(run_dir) == [1, 2, 3, 4, 5]
     assert not (run_dir / "checkpoints" / "best.json").exists()
@@ -74,23 +97,3 @@ def test_without_a_validated_checkpoint_there_is_no_best(run_dir):
 def test_checkpoints_from_before_a_resume_do_not_count(run_dir):
     retain(run_dir, ValidationRecord(), 3, keep_last=1)
     assert steps(run_dir) == [3, 4, 5]
-
-
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=16), max_size=20), st.integers(1, 4))
-def test_the_record_is_the_best_finite_loss_and_the_count_since(losses, patience):
-    record = ValidationRecord()
-    for step, loss in enumerate(losses):
-        record = record.after_validation(loss, step)
-    finite = [loss for loss in losses if loss - loss == 0]
-    assert record.best_loss == (min(finite) if finite else None)
-    since = len(losses) - 1 - losses.index(min(finite)) if finite else len(losses)
-    assert record.num_worse == since
-    assert record.is_stalled(patience) == (since >= patience)
-    assert not record.is_stalled(0)
-
-
-def test_only_a_validated_checkpoint_can_be_the_best():
-    record = ValidationRecord().after_checkpoint(None, 1)
-    assert record.checkpoint_step is None
-    record = record.after_checkpoint(2.0, 2).after_checkpoint(3.0, 3).after_checkpoint(None, 4)
-    assert (record.checkpoint_step, record.checkpoint_loss) == (2, 2.0)

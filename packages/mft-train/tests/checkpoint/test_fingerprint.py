@@ -208,4 +208,5 @@ def test_other_validation_rows_go_on_by_force_with_a_new_record_of_validations(l
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = [event for event in events if event["event"] == "validation"][-1]
     state = tmp_path / "run" / "checkpoints" / "step-00000003" / "state" / "run.json"
-    assert json.loads(state.read_text())["validation"]["best_loss"] == last["loss"] != first["best_loss"]
+    best = json.loads(state.read_text())["validation"]["seen"]["mean"]["value"]
+    assert best == last["loss"] != first["seen"]["mean"]["value"]

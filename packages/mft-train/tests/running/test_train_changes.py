@@ -76,7 +76,7 @@ def test_a_resume_with_other_data_is_refused_and_can_be_forced(started, tmp_path
     # Sixteen rows had been consumed, the new epoch has eleven: a new one began.
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000006" / "state" / "run.json").read_text())
     assert state["position"] == {"epoch": 1, "rows": 8}
-    assert state["validation"]["best_step"] == 6
+    assert state["validation"]["seen"]["mean"]["step"] == 6
 
 
 def test_another_method_cannot_be_forced(started):

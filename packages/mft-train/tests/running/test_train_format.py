@@ -22,13 +22,14 @@ def test_the_examples_have_the_fields_of_a_real_run(tiny_model, tiny_dataset, tm
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000001" / "state" / "run.json").read_text())
     examples = [json.loads(line) for line in FORMAT.read_text().splitlines() if line.startswith("    {")]
     events = [example for example in examples if "event" in example]
-    run_state, tracker_runs, best = [example for example in examples if "event" not in example]
+    run_state, tracker_runs, best, best_of_task = [example for example in examples if "event" not in example]
     assert {event["event"]: list(event) for event in events} == {name: fields[name] for name in ("train", "validation")}
     assert list(run_state) == list(state)
     for name in ("position", "balance", "validation", "fingerprint"):
         assert list(run_state[name]) == list(state[name])
     assert set(run_state["files"]) < set(state["files"])
     assert list(best) == list(json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text()))
+    assert list(best_of_task) == list(json.loads((tmp_path / "run" / "best" / "large" / "best.json").read_text()))
     (tmp_path / "trackers.json").write_text(json.dumps(tracker_runs))
     assert list(read_run_ids(tmp_path / "trackers.json")["mlflow"]) == ["project", "run_id"]
     for kind, names in fields.items():

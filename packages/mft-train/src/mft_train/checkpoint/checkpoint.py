@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mft_train.checkpoint.writer import CheckpointWriter
     from mft_train.engine.start import Engine
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def load_checkpoint(
         document["global_step"],
         StreamPosition(**document["position"]),
         None if forgets_balance(changed) else document["balance"],
-        ValidationRecord() if forgets_validations(changed) else ValidationRecord(**document["validation"]),
+        ValidationRecord() if forgets_validations(changed) else ValidationRecord.from_json(document["validation"]),
     )
 
 

@@ -9,6 +9,7 @@ import orjson
 
 from mft_train.checkpoint.checkpoint import FORMAT_VERSION, step_dir
 from mft_train.checkpoint.publish import discard
+from mft_train.checkpoint.validation_record import described
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -58,28 +59,31 @@ def damage(path: Path) -> str | None:
 def retain(run_dir: Path, record: ValidationRecord, global_step: int, keep_last: int) -> None:
     """Names the best checkpoint in best.json and deletes all but it and the `keep_last` latest; 0 deletes none.
 
-    Checkpoints of steps after `global_step` are left from before a resume: they are neither counted nor deleted.
+    Those that wait for their evaluation are kept too. Checkpoints of steps after `global_step` are left from before a
+    resume: they are neither counted nor deleted.
     """
     directory = run_dir / "checkpoints"
-    best = None if record.checkpoint_step is None else step_dir(run_dir, record.checkpoint_step)
+    lowest = record.best
+    best = step_dir(run_dir, lowest.step) if lowest else None
     best_path = directory / "best.json"
-    if best is None or not best.is_dir():
+    if lowest is None or best is None or not best.is_dir():
         best_path.unlink(missing_ok=True)
     else:
         document = {
             "format_version": BEST_VERSION,
             "checkpoint": best.name,
-            "global_step": record.checkpoint_step,
-            "loss": record.checkpoint_loss,
+            "global_step": lowest.step,
+            **described(record.rule, lowest.value),
         }
         staging = directory / ".best.json.partial"
         staging.write_bytes(orjson.dumps(document) + b"\n")
         staging.replace(best_path)
     if keep_last == 0:
         return
+    kept = {best, *(step_dir(run_dir, step) for step in record.unevaluated)}
     current = step_dir(run_dir, global_step).name
     for path in sorted(path for path in directory.glob("step-*") if path.name <= current)[:-keep_last]:
-        if path != best:
+        if path not in kept:
             discard(path)
 
 
@@ -94,7 +98,13 @@ def clear(run_dir: Path) -> None:
 
 def remove_unfinished(run_dir: Path) -> None:
     """Deletes what a killed run was writing or deleting: everything with a dot before its name."""
-    for path in [*run_dir.glob(".*.partial"), *run_dir.glob(".*.deleted"), *(run_dir / "checkpoints").glob(".*.*")]:
+    for path in [
+        *run_dir.glob(".*.partial"),
+        *run_dir.glob(".*.deleted"),
+        *(run_dir / "checkpoints").glob(".*.*"),
+        *(run_dir / "best").glob(".*.*"),
+        *(run_dir / "evaluations").glob(".*.*"),
+    ]:
         delete(path)
 
 

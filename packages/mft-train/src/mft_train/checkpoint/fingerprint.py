@@ -41,6 +41,7 @@ PLAIN = (
     "mixture_unit",
     "max_repetitions",
     "repeats",
+    "guards",
     "seed",
     "optimizer",
     "weight_decay",
@@ -60,7 +61,16 @@ PLAIN = (
 CHOICES = ("method", "loss.balancer")
 BALANCER_SETTINGS = ("balancer", "balancer_interval", "probe_rows", "probe_tasks", "weight_floor")
 # A change of these leaves nothing for the memory of a balancer to be compared with.
-BALANCED_BY = {"dataset", "mixture", "mixture_exponent", "mixture_unit", "max_repetitions", "shares", "repeats"}
+BALANCED_BY = {
+    "dataset",
+    "mixture",
+    "mixture_exponent",
+    "mixture_unit",
+    "max_repetitions",
+    "shares",
+    "repeats",
+    "guards",
+}
 
 
 def fingerprint(config: RunConfig, compute: Compute, dataset: DatasetDir, base: str) -> dict[str, Any]:

@@ -224,6 +224,11 @@ class RunConfig(Section):
         description="task to how often an epoch has each of its rows, such as 2 or 0.5; 0 leaves the task out; "
         "a task that is not named: 1; in place of the mixture keys",
     )
+    guards: list[str] = Field(
+        [],
+        description="tasks that are validated and never trained: the run's end and the report tell a loss that rose by "
+        "more than 2 %",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="compute type; auto is float32 on CPU, bfloat16 on GPU"
     )
@@ -250,12 +255,40 @@ class RunConfig(Section):
     early_stopping_patience: NonNegativeInt = Field(
         0, description="validations in a row without a better loss after which the run ends; 0: never"
     )
+    early_stopping_rule: Literal["mean", "worst", "tasks", "evaluation"] | None = Field(
+        None,
+        description="what has to get better: as best_rule, or tasks: the loss of any task, each counted by itself; "
+        "null: that of best_rule",
+    )
+    best_rule: Literal["mean", "worst", "evaluation"] = Field(
+        "mean",
+        description="how the best checkpoint is chosen: lowest mean loss of the trained tasks, lowest of their worst "
+        "loss relative to its first one, or best evaluation_metric",
+    )
+    best_of_tasks: list[str] | Literal["auto"] | bool = Field(
+        "auto",
+        description="keep the model of the best checkpoint of every task, or of those named, in best/TASK; auto: yes "
+        "with an adapter, and full models if all fit into half of the free disk",
+    )
     checkpoint_interval: NonNegativeInt = Field(
         50, description="steps between checkpoints; 0: none but at the end, and where SIGTERM or SIGINT stops the run"
     )
     keep_last: NonNegativeInt = Field(
         3, description="latest checkpoints to keep, beside the best validated one; 0: all of them"
     )
+    evaluation_command: str | None = Field(
+        None,
+        description="shell line that rank 0 runs beside the training for a checkpoint, whose path is in "
+        "MFT_CHECKPOINT; it prints JSON",
+    )
+    evaluation_interval: NonNegativeInt = Field(
+        0, description="steps between evaluations, a multiple of checkpoint_interval; 0: of every checkpoint"
+    )
+    evaluation_timeout_seconds: PositiveFloat = Field(3600.0, description="after which an evaluation is ended")
+    evaluation_metric: str | None = Field(
+        None, description="dotted name of the number in that JSON which best_rule evaluation looks at"
+    )
+    evaluation_goal: Literal["higher", "lower"] = Field("higher", description="which values of it are better")
     background_checkpoints: Literal[True, False, "auto"] = Field(
         "auto",
         description="write checkpoints while training goes on, from a copy in host memory; auto: if that is on a GPU",
@@ -284,6 +317,30 @@ class RunConfig(Section):
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError("warmup_steps is not below max_steps")
-        if self.early_stopping_patience and not self.validation_interval:
-            raise ValueError("early_stopping_patience needs a validation_interval")
+        self.check_stopping()
+        self.check_evaluation()
         return self
+
+    def check_stopping(self) -> None:
+        """Refuses rules of the best and of stopping that could not be followed."""
+        stopping = self.early_stopping_rule or self.best_rule
+        if self.early_stopping_patience and not self.validation_interval and stopping != "evaluation":
+            raise ValueError("early_stopping_patience needs a validation_interval")
+        if self.early_stopping_rule and not self.early_stopping_patience:
+            raise ValueError("early_stopping_rule has no effect without early_stopping_patience")
+        if "evaluation" in (self.best_rule, stopping) and not (self.evaluation_command and self.evaluation_metric):
+            raise ValueError("rule evaluation needs an evaluation_command and an evaluation_metric")
+
+    def check_evaluation(self) -> None:
+        """Refuses settings of an evaluation that would do nothing, or look at a checkpoint that is not there."""
+        names = ("evaluation_interval", "evaluation_timeout_seconds", "evaluation_metric", "evaluation_goal")
+        for name in names:
+            if not self.evaluation_command and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without an evaluation_command")
+        if self.evaluation_interval and not self.checkpoint_interval:
+            raise ValueError("evaluation_interval needs a checkpoint_interval")
+        if self.evaluation_interval and self.evaluation_interval % self.checkpoint_interval:
+            raise ValueError(
+                f"evaluation_interval {self.evaluation_interval} is not a multiple of checkpoint_interval "
+                f"{self.checkpoint_interval}"
+            )

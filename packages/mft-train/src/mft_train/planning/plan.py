@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from mft_train.checkpoint.best_models import candidates
 from mft_train.config.config import DistributedConfig
 from mft_train.engine.start import check_engine
 from mft_train.errors import TrainError
@@ -16,6 +17,7 @@ from mft_train.model.compute import run_device, settle_compute
 from mft_train.model.load import empty_model
 from mft_train.optimization.schedule import num_run_steps
 from mft_train.planning.memory import (
+    TRAINED_BYTES,
     USABLE_SHARE,
     Memory,
     count_trained,
@@ -52,6 +54,7 @@ class Plan:
     gradient_checkpointing: bool
     memory: Memory
     tasks: list[TaskShare]
+    best_models_bytes: int  # on disk, at most, for the best models of tasks
     smallest: dict[str, int | None] | None = None
 
 
@@ -120,9 +123,10 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int, gpu_by
     if line := warning(shares):
         click.echo(line, err=True)
     tokens, supervised = mean_row(dataset.trained_tasks, config)
+    trained = count_trained(model)
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        trainable_parameters=count_trained(model),
+        trainable_parameters=trained,
         processes=num_processes,
         gradient_accumulation_steps=config.global_batch_size // (config.micro_batch_size * num_processes),
         rows=rows,
@@ -133,6 +137,7 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int, gpu_by
         gradient_checkpointing=compute.gradient_checkpointing,
         memory=estimate_memory(config, compute, dataset, model, num_processes),
         tasks=shares,
+        best_models_bytes=len(candidates(config, dataset)) * trained * TRAINED_BYTES,
         smallest=smallest_numbers(config, compute, dataset, model, gpu_bytes) if gpu_bytes else None,
     )
 
@@ -170,6 +175,8 @@ def to_text(plan: Plan) -> str:
     lines.append(("memory, total", f"{readable(plan.memory.total)} per process (estimate)"))
     if host:
         lines.append(("host memory", f"{readable(host)} per process"))
+    if plan.best_models_bytes:
+        lines.append(("disk, best models of tasks", f"{readable(plan.best_models_bytes)} at most"))
     for name, number in (plan.smallest or {}).items():
         lines.append(
             (f"GPUs, {name}", "does not fit on any number" if number is None else f"{number} or more (estimate)")

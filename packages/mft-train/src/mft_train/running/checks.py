@@ -12,6 +12,7 @@ from mft_train.errors import TrainError
 from mft_train.model.compute import settle_compute
 from mft_train.optimization.optimizer import check_optimizer
 from mft_train.rows.dataset_dir import DatasetDir, open_dataset
+from mft_train.rows.guards import guarded
 from mft_train.rows.mixture import drawn_dataset
 from mft_train.rows.remote import Cache
 from mft_train.tracking.trackers import check_trackers
@@ -33,9 +34,10 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
             fix=f"set it to {max(1, round(rows / unit)) * unit}",
         )
     check_engine(config, world_size)
-    dataset = drawn_dataset(open_dataset(config.dataset, cache_of(config)), config)
+    dataset = drawn_dataset(guarded(open_dataset(config.dataset, cache_of(config)), config), config)
     check_balancer(config, dataset)
     check_trackers(config)
+    check_best(config, dataset)
     if config.early_stopping_patience and not any(task.validation_rows for task in dataset.tasks):
         raise TrainError(
             "early_stopping_patience needs validation rows, the dataset has none",
@@ -43,6 +45,18 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
             fix="build it with validation rows, or remove early_stopping_patience",
         )
     return dataset
+
+
+def check_best(config: RunConfig, dataset: DatasetDir) -> None:
+    """Raises TrainError if the best model is asked for of a task that has none."""
+    known = [task.name for task in dataset.trained_tasks if task.validation_rows]
+    asked = config.best_of_tasks if isinstance(config.best_of_tasks, list) else []
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise TrainError(
+            f'best_of_tasks names "{unknown[0]}", which is not trained and validated',
+            fix=f"tasks: {', '.join(known)}" if known else "remove best_of_tasks",
+        )
 
 
 def cache_of(config: RunConfig) -> Cache:

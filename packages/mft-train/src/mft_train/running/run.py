@@ -7,9 +7,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mft_train.checkpoint.best_models import keep_best_models
 from mft_train.checkpoint.checkpoint import RunState, save_checkpoint, step_dir, step_name
 from mft_train.checkpoint.checkpoint_list import retain
+from mft_train.checkpoint.validation_record import mean_loss, stop_values, stopping_scores
 from mft_train.optimization.schedule import learning_rate_at
+from mft_train.running.evaluation import Evaluations
 from mft_train.running.not_finite import not_finite
 from mft_train.running.train_step import StepResult, accumulate_gradients
 from mft_train.running.validation import validate
@@ -53,6 +56,8 @@ class Run:
     expected_counts: Tensor | None
     num_steps: int
     run_dir: Path
+    best_tasks: tuple[str, ...]  # whose best model is kept
+    evaluations: Evaluations
 
     def loop(self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts) -> tuple[RunState, int | None]:
         """Optimizer steps from `state` to the last, with validation, checkpoints and their events.
@@ -82,16 +87,19 @@ class Run:
                 balance=self.balance.to_json(),
             )
             self.writer.collect()
+            self.evaluations.advance(metrics)
             state, interrupt = self.after_step(metrics, state, interrupts)
         self.writer.wait()
+        if interrupt:
+            self.evaluations.stop()
         if not interrupt and state.global_step < self.num_steps:
-            best = {"best_step": state.validation.best_step, "best_loss": state.validation.best_loss}
-            metrics.write("early_stop", global_step=state.global_step, **best)
+            metrics.write("early_stop", global_step=state.global_step, **stop_values(self.config, state.validation))
         return state, interrupt
 
     def is_over(self, state: RunState) -> bool:
         """Whether no step is left to be made."""
-        is_stalled = state.validation.is_stalled(self.config.early_stopping_patience)
+        record = state.validation
+        is_stalled = record.is_stalled(stopping_scores(self.config, record), self.config.early_stopping_patience)
         return state.global_step >= self.num_steps or is_stalled
 
     def is_validation_due(self, state: RunState) -> bool:
@@ -100,6 +108,40 @@ class Run:
         is_edge = step in (0, self.num_steps)
         return (is_edge or is_due(step, self.config.validation_interval)) and state.validation.last_step != step
 
+    def is_evaluation_due(self, state: RunState) -> bool:
+        """Whether this step's checkpoint is one to evaluate: by the interval, and the last one."""
+        if not self.config.evaluation_command or not state.global_step:
+            return False
+        interval = self.config.evaluation_interval or self.config.checkpoint_interval
+        return self.is_over(state) or is_due(state.global_step, interval)
+
+    def resume_evaluations(self, state: RunState) -> RunState:
+        """Takes up the evaluations that are not counted yet, but for that of a checkpoint that is about to be anew."""
+        steps = state.validation.unevaluated if self.config.evaluation_command else ()
+        if self.is_validation_due(state):
+            steps = tuple(step for step in steps if step != state.global_step)
+        self.evaluations.resume(steps)
+        return replace(state, validation=replace(state.validation, unevaluated=steps))
+
+    def count_evaluations(
+        self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts
+    ) -> tuple[RunState, int | None]:
+        """Waits for the evaluations of earlier checkpoints, which count from here on, or for a signal."""
+        found, interrupt = self.evaluations.settle(self.engine.accelerator, metrics, interrupts)
+        if interrupt:
+            return state, interrupt
+        return replace(state, validation=state.validation.after_evaluations(self.config, found)), None
+
+    def last_evaluations(self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts) -> RunState:
+        """Waits for the evaluations that are left after the last step, and names the best; a signal ends them."""
+        if not self.config.evaluation_command:
+            return state
+        state, interrupt = self.count_evaluations(metrics, state, interrupts)
+        self.evaluations.stop()
+        if not interrupt:
+            self.retain(state, self.config.keep_last)
+        return state
+
     def after_step(
         self, metrics: MetricsWriter, state: RunState, interrupts: Interrupts
     ) -> tuple[RunState, int | None]:
@@ -107,14 +149,15 @@ class Run:
 
         A signal cuts a validation short: it is made anew after the resume. The last step always has a checkpoint.
         """
-        loss = None
         if self.is_validation_due(state):
-            record, loss = self.validate(metrics, state.validation, state.global_step, interrupts)
+            record = self.validate(metrics, state.validation, state.global_step, interrupts)
             state = replace(state, validation=record)
         interrupt = interrupts.agreed(self.engine.accelerator)
+        if not interrupt and self.is_evaluation_due(state):
+            state, interrupt = self.count_evaluations(metrics, state, interrupts)
         is_checkpoint = interrupt or self.is_over(state) or is_due(state.global_step, self.config.checkpoint_interval)
         if is_checkpoint and state.global_step:
-            state = self.save_checkpoint(metrics, state, loss)
+            state = self.save_checkpoint(metrics, state)
         if interrupt:
             self.writer.wait()
             name = signal.Signals(interrupt).name
@@ -142,10 +185,10 @@ class Run:
 
     def validate(
         self, metrics: MetricsWriter, record: ValidationRecord, global_step: int, interrupts: Interrupts
-    ) -> tuple[ValidationRecord, float | None]:
-        """Writes the validation event of this step: task losses, their plain mean, perplexities.
+    ) -> ValidationRecord:
+        """Writes the validation event of this step: task losses, the mean of those that are trained, perplexities.
 
-        Returns the record with it, and the mean. Without rows, or cut short by a signal, there is neither.
+        Returns the record with it. Without rows, or cut short by a signal, there is no event.
         """
         accelerator = self.engine.accelerator
         losses = validate(
@@ -157,8 +200,8 @@ class Run:
             lambda: bool(interrupts.agreed(accelerator)),
         )
         if not losses:
-            return record, None
-        loss = sum(losses.values()) / len(losses)
+            return record
+        loss = mean_loss(losses, record.tasks)
         metrics.write(
             "validation",
             global_step=global_step,
@@ -167,7 +210,7 @@ class Run:
             perplexity=perplexity(loss),
             task_perplexities={task: perplexity(value) for task, value in losses.items()},
         )
-        return record.after_validation(loss, global_step), loss
+        return record.after_validation(losses, global_step)
 
     def write_train_event(
         self, metrics: MetricsWriter, global_step: int, learning_rate: float, result: StepResult, rate: float
@@ -191,18 +234,20 @@ class Run:
             peak_memory_bytes=peak_memory_bytes(),
         )
 
-    def save_checkpoint(self, metrics: MetricsWriter, state: RunState, loss: float | None) -> RunState:
-        """Begins the checkpoint of this step, whose end has its event and lets go of old ones; the state that is saved.
-
-        `loss` is the validation loss of this step, None without one.
-        """
-        state = replace(state, validation=state.validation.after_checkpoint(loss, state.global_step))
+    def save_checkpoint(self, metrics: MetricsWriter, state: RunState) -> RunState:
+        """Begins the checkpoint of this step, whose end has its event and lets go of old ones; the state saved."""
+        record = state.validation.after_checkpoint(state.global_step)
+        is_evaluated = self.is_evaluation_due(state)
+        if is_evaluated:
+            record = replace(record, unevaluated=(*record.unevaluated, state.global_step))
+        state = replace(state, validation=record)
         target = step_dir(self.run_dir, state.global_step)
 
         def after() -> None:
-            if self.engine.accelerator.is_main_process:
-                retain(self.run_dir, state.validation, state.global_step, self.config.keep_last)
+            self.retain(state, self.config.keep_last)
             write_checkpoint_event(metrics, state.global_step)
+            if is_evaluated:
+                self.evaluations.add(state.global_step)
 
         save_checkpoint(
             self.writer,
@@ -216,6 +261,12 @@ class Run:
             after,
         )
         return state
+
+    def retain(self, state: RunState, keep_last: int) -> None:
+        """Keeps the best models and, of the checkpoints, the best and the latest `keep_last`, all for 0; on rank 0."""
+        if self.engine.accelerator.is_main_process:
+            keep_best_models(self.run_dir, state.validation, self.best_tasks)
+            retain(self.run_dir, state.validation, state.global_step, keep_last)
 
 
 def write_checkpoint_event(metrics: MetricsWriter, global_step: int) -> None:

@@ -16,9 +16,10 @@ from mft_train.checkpoint.checkpoint import (
     read_run,
     save_model,
 )
-from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished, retain
+from mft_train.checkpoint.checkpoint_list import clear, latest_checkpoint, remove_unfinished
 from mft_train.checkpoint.fingerprint import changed_settings, fingerprint
 from mft_train.checkpoint.publish import discard
+from mft_train.checkpoint.validation_record import best_score
 from mft_train.checkpoint.weights import Origin
 from mft_train.checkpoint.writer import CheckpointWriter
 from mft_train.config.config_file import write_config
@@ -38,7 +39,9 @@ from mft_train.planning.task_shares import task_shares, warning
 from mft_train.rows.mixture import expected_counts, proportions
 from mft_train.rows.row_stream import RowStream, StreamPosition
 from mft_train.rows.tokenizer_match import check_tokenizer
+from mft_train.running.best_tasks import find_best_tasks, risen_guards
 from mft_train.running.checks import check_device, check_inputs, check_output
+from mft_train.running.evaluation import Evaluations
 from mft_train.running.interrupts import Interrupts
 from mft_train.running.output import locked_output, sweep_shared_memory
 from mft_train.running.run import Run, write_checkpoint_event
@@ -108,6 +111,8 @@ def train(
         num_steps = num_run_steps(stream.steps_per_epoch, config)
         if world.is_main and (line := warning(task_shares(dataset, config, num_steps))):
             click.echo(line, err=True)
+        names = [task.name for task in dataset.trained_tasks]
+        state = replace(state, validation=state.validation.under(best_score(config), names))
         run = Run(
             compute.settled(config),
             dataset,
@@ -123,6 +128,8 @@ def train(
             batch_counts(config, dataset, accelerator),
             num_steps,
             run_dir,
+            find_best_tasks(config, dataset, engine, model, run_dir),
+            Evaluations(config, run_dir, world.is_main),
         )
         run_to_end(run, state, start.checkpoint)
     return run_dir / "final"
@@ -235,23 +242,27 @@ def run_to_end(run: Run, state: RunState, resumed: Path | None) -> None:
     if is_main:
         write_config(run.config, run_dir / "config.yaml")
         if resumed:
-            retain(run_dir, state.validation, state.global_step, keep_last=0)
+            run.retain(state, keep_last=0)
         if not run.is_over(state):
             discard(final)  # of a run that was shorter
     with (
         MetricsWriter(run.config, run_dir, state.global_step, run.num_steps, is_active=is_main) as metrics,
         Interrupts(is_talking=is_main) as interrupts,
+        run.evaluations,
         run.writer,
     ):
         if resumed:
             if is_main and not is_told(run_dir / "metrics.jsonl", "checkpoint", state.global_step):
                 write_checkpoint_event(metrics, state.global_step)  # a kill came between
             metrics.write("resume", global_step=state.global_step, checkpoint=resumed.name)
-        state, interrupt = run.loop(metrics, state, interrupts)
+        state, interrupt = run.loop(metrics, run.resume_evaluations(state), interrupts)
         # A tracker may wait long for its server when it is closed: the model comes first.
         if not interrupt:
             save_model(run.writer, run.engine, run.model, run.origin, final)
-            metrics.write("end", global_step=state.global_step)
+            state = run.last_evaluations(metrics, state, interrupts)
+            metrics.write(
+                "end", global_step=state.global_step, **risen_guards(run.dataset, state.validation, is_talking=is_main)
+            )
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if interrupt:

@@ -65,10 +65,15 @@ class MetricsWriter:
         self.display.show(event, values)
 
 
-def is_told(path: Path, event: str, global_step: int) -> bool:
-    """Whether metrics.jsonl has an event of this kind for a step."""
+def told_events(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind that metrics.jsonl has."""
     told = [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-    return any((line["event"], line["global_step"]) == (event, global_step) for line in told)
+    return [line for line in told if line["event"] == kind]
+
+
+def is_told(path: Path, kind: str, global_step: int) -> bool:
+    """Whether metrics.jsonl has an event of this kind for a step."""
+    return any(line["global_step"] == global_step for line in told_events(path, kind))
 
 
 def keep_events(path: Path, global_step: int) -> None:

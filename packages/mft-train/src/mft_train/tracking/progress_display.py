@@ -122,5 +122,8 @@ def describe(event: str, values: dict[str, Any], num_steps: int) -> str:
             return f"{place}  validation loss {values['loss']:.4f}{wavers}  ({tasks})"
         loss, *rest = step_parts(values)
         return "  ".join([place, loss, f"({tasks})", *rest])
+    if event == "evaluation":
+        told = values.get("error") or "  ".join(f"{name} {number:.4g}" for name, number in values["numbers"].items())
+        return f"{place}  evaluation of {values['checkpoint']}  {told}"
     rest = "  ".join(f"{name} {value}" for name, value in values.items() if name != "global_step")
     return f"{place}  {event}  {rest}".rstrip()

@@ -125,13 +125,25 @@ def init(file: Path) -> None:
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one HTML page with charts; - prints it."
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
-def report(run: Path, html: Path | None, overwrite: bool) -> None:
-    """Print the losses of RUN, a run directory, by task; or write a page about it and print the page's path."""
+@click.option("--watch", is_flag=True, help="Serve the page on this machine while the run goes on, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to serve it at; 0: any.  [default: 8768]")
+def report(run: Path, html: Path | None, overwrite: bool, watch: bool, port: int | None) -> None:
+    """Print the losses of RUN, a run directory, by task; or write a page about it and print the page's path.
+
+    With --watch the page's address is printed, and the page follows the run.
+    """
     from mft_train.report.report import html_report, text_report, write_report
 
     if overwrite and html is None:
         raise click.UsageError("--overwrite is for --html FILE")
+    if watch and html is not None:
+        raise click.UsageError("--watch and --html exclude each other")
+    if port is not None and not watch:
+        raise click.UsageError("--port is for --watch")
     with one_line_errors():
+        if watch:
+            serve_report(run, 8768 if port is None else port)
+            return
         if html is None:
             click.echo(text_report(run))
             return
@@ -141,6 +153,16 @@ def report(run: Path, html: Path | None, overwrite: bool) -> None:
             return
         write_report(page, html, is_overwrite=overwrite)
     click.echo(html)
+
+
+def serve_report(run: Path, port: int) -> None:
+    """Serves the report until Ctrl-C, which is its ordinary end."""
+    from mft_train.report.watch import ReportServer
+
+    with ReportServer(run, port) as server:
+        click.echo(server.url)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @main.command()

@@ -132,10 +132,10 @@ def test_the_table_says_where_each_task_started_and_ended(make_run):
     assert report(make_run(EVENTS)) == (
         "4 steps, finished; 300 tokens (120 supervised) in the 3 logged steps; 50 tokens/s; peak memory 2.00 GiB\n"
         "\n"
-        "validation loss   first    best  at step    last   change  perplexity  change  last train  weight\n"
-        "sql              2.0000  1.5000        2  1.7500  -0.2500       5.755  -22.1%      1.0000  1.5000\n"
-        "docs             1.0000  0.5000        4  0.5000  -0.5000       1.649  -39.3%      0.8000  0.5000\n"
-        "mean of tasks    1.5000  1.1250        2  1.1250  -0.3750       3.080  -31.3%           -       -\n"
+        "validation loss   first    best  at step    last   change  perplexity  change  last train  weight  share\n"
+        "sql              2.0000  1.5000        2  1.7500  -0.2500       5.755  -22.1%      1.0000  1.5000      -\n"
+        "docs             1.0000  0.5000        4  0.5000  -0.5000       1.649  -39.3%      0.8000  0.5000      -\n"
+        "mean of tasks    1.5000  1.1250        2  1.1250  -0.3750       3.080  -31.3%           -       -      -\n"
     )
 
 
@@ -285,8 +285,8 @@ def test_a_run_without_validation_is_reported(make_run):
     assert report(run_dir).splitlines() == [
         "2 steps, not finished; 200 tokens (80 supervised); 50 tokens/s; peak memory 2.00 GiB",
         "",
-        "validation loss  first  best  at step  last  change  perplexity  change  last train  weight",
-        "sql                  -     -        -     -       -           -       -      1.0000  1.0000",
+        "validation loss  first  best  at step  last  change  perplexity  change  last train  weight  share",
+        "sql                  -     -        -     -       -           -       -      1.0000  1.0000      -",
         "",
         "no validation in this run",
     ]
@@ -311,7 +311,19 @@ def test_numbers_that_are_not_finite_leave_a_gap(make_run):
     assert [curve.count("M") for curve in found.curves("sql")] == [2]
     assert "nothing was logged" in found.text("p")
     assert "nan" not in "".join(text for _, text in found.texts).lower()
-    assert report(run_dir).splitlines()[3].split() == ["sql", "-", "-", "-", "-", "-", "-", "-", "5.0000", "1.0000"]
+    assert report(run_dir).splitlines()[3].split() == [
+        "sql",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "5.0000",
+        "1.0000",
+        "-",
+    ]
 
 
 def test_a_torn_last_line_is_left_out_and_said(make_run):

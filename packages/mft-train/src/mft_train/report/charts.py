@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_POINTS = 600  # of one curve
 PAGE_POINTS = 45_000  # of all curves, at about 13 bytes a point
 WEIGHTS_NOTE = "by task; the weights sum to the number of tasks"
+SHARES_NOTE = "smoothed, by task: what the coefficients of its tokens sum to; over a run, what its weight came to"
+MOST_EVALUATIONS = 12
 MEMORY_NOTE = "GiB, the most that the process of rank 0 has held since its start"
 BREAKS = {"interrupt": "interrupted", "resume": "resumed"}
 OPTIMIZER_CHARTS = {
@@ -61,7 +63,8 @@ def charts_sections(log: RunLog) -> str:
         [
             section("Losses", " ".join(key), "charts", overview),
             section("Task by task", "Faint: every logged step. Each chart has its own scale.", "panels", panels),
-            section("Task weights", "", "charts", [weights(log, marks, limit)]),
+            *evaluations(log, marks, limit),
+            section("Task weights and shares", "", "charts", [weights(log, marks, limit), *shares(log, marks, limit)]),
             section("Optimization", "", "charts", optimizer),
         ]
     )
@@ -102,6 +105,31 @@ def weights(log: RunLog, marks: Marks, limit: int) -> str:
     if lines and all(min(line.curve.values) == max(line.curve.values) for line in lines):
         return frame("Weight in the objective", "the same at every step", legend(lines), "")
     return figure("weights", "Weight in the objective", lines, marks, limit, WEIGHTS_NOTE, is_from_zero=True)
+
+
+def shares(log: RunLog, marks: Marks, limit: int) -> list[str]:
+    """The chart of every task's share of the objective, which says what the weights came to; none without shares."""
+    half_life = max(2, log.num_logged // 50)
+    lines = of_tasks(log, {task: smooth(curve, half_life) for task, curve in log.task_shares.items()}, "smooth")
+    return (
+        [figure("shares", "Share of the objective", lines, marks, limit, SHARES_NOTE, is_from_zero=True)]
+        if lines
+        else []
+    )
+
+
+def evaluations(log: RunLog, marks: Marks, limit: int) -> list[str]:
+    """The section of the evaluations' first number, by which the best may be chosen, and of others that change."""
+    curves = [(name, curve) for name, curve in log.evaluations.items() if curve.finite]
+    shown = curves[:1] + [(name, curve) for name, curve in curves[1:] if len(set(curve.finite_values)) > 1]
+    shown = shown[:MOST_EVALUATIONS]
+    if not shown:
+        return []
+    figures = [
+        figure(f"evaluation-{index}", name, [Line(name, curve, None, "measured")], marks, limit)
+        for index, (name, curve) in enumerate(shown)
+    ]
+    return [section("Evaluations", "The numbers of the evaluation command, at their checkpoints.", "panels", figures)]
 
 
 def figure(

@@ -20,12 +20,16 @@ def text_report(run_dir: Path) -> str:
     return figures_table(read_run_log(run_dir))
 
 
-def html_report(run_dir: Path) -> bytes:
-    """The page about a run, in UTF-8; raises TrainError."""
+def html_report(run_dir: Path, version: str = "") -> bytes:
+    """The page about a run, in UTF-8, one that is served if it has a version; raises TrainError."""
     log = read_run_log(run_dir)
     config = read_run_config(run_dir)
-    name = os.fsencode(run_dir.resolve().name).decode(errors="replace")
-    return page(name, log, config, read_manifest(str(config.get("dataset", "")))).encode()
+    return page(run_name(run_dir), log, config, read_manifest(str(config.get("dataset", ""))), version).encode()
+
+
+def run_name(run_dir: Path) -> str:
+    """The name of a run: that of its directory."""
+    return os.fsencode(run_dir.resolve().name).decode(errors="replace")
 
 
 def write_report(content: bytes, path: Path, *, is_overwrite: bool) -> None:

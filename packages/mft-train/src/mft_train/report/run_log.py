@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mft_train.checkpoint.validation_record import TOLERATED_RISE
 from mft_train.errors import TrainError
 from mft_train.report.curve import Curve
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+NOT_FINISHED = "not finished"
+SPEED_STEPS = 50  # that the time left is judged by
 LARGEST = 1e100  # no measured number is near it; beyond it sums and differences would overflow
 TRAIN_NUMBERS = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 
@@ -26,20 +30,28 @@ class RunLog:
     train: dict[str, Curve] = field(default_factory=lambda: {name: Curve() for name in TRAIN_NUMBERS})
     train_losses: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
     task_weights: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
+    task_shares: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
+    """Of the objective; not in the logs of the first versions."""
+    evaluations: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
+    """By the name of the number."""
     peak_memory: Curve = field(default_factory=Curve)
     """In GiB."""
     validation: Curve = field(default_factory=Curve)
     validation_losses: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
     checkpoints: list[int] = field(default_factory=list)
     happenings: list[tuple[int, str, str]] = field(default_factory=list)
-    """Resumes, interrupts, early stops and ends: step, kind, details."""
+    """Resumes, interrupts, failed evaluations, early stops and ends: step, kind, details."""
     last_step: int = 0
+    num_steps: int = 0
+    """Of the whole run; 0 if it is not told."""
     num_logged: int = 0
     """Train events: fewer than steps if not every step was logged."""
     tokens: int = 0
     supervised_tokens: int = 0
     seconds: float = 0.0
     """Time that the logged steps took, from their tokens and tokens per second."""
+    last_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SPEED_STEPS))
+    """That of the last of them, one by one."""
     is_cut_off: bool = False
     """Whether the last line was torn, and so left out."""
 
@@ -47,6 +59,27 @@ class RunLog:
     def tasks(self) -> list[str]:
         """The names of all tasks: in the order of the dataset, for a run that has trained."""
         return list(dict.fromkeys([*self.task_weights, *self.train_losses, *self.validation_losses]))
+
+    @property
+    def guards(self) -> list[str]:
+        """The tasks that are validated and not trained."""
+        return [task for task in self.validation_losses if task not in self.task_weights] if self.num_logged else []
+
+    @property
+    def risen_guards(self) -> dict[str, float]:
+        """The guard tasks whose last loss is more than 2 % above their first, and by which share of it."""
+        rises = {}
+        for task in self.guards:
+            curve = self.validation_losses[task]
+            rises[task] = curve.values[-1] / curve.values[0] - 1 if curve.values[0] else 0.0
+        return {task: rise for task, rise in rises.items() if rise > TOLERATED_RISE}
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the steps left will take at the speed of the last ones; None where none is left or known."""
+        if self.status != NOT_FINISHED or not self.last_seconds or self.num_steps <= self.last_step:
+            return None
+        return (self.num_steps - self.last_step) * median(self.last_seconds)
 
     @property
     def status(self) -> str:
@@ -58,7 +91,7 @@ class RunLog:
                 return f"stopped early: {early[-1]}" if early else "finished"
             if kind == "interrupt":
                 return f"interrupted by {details}"
-        return "not finished"
+        return NOT_FINISHED
 
 
 def read_run_log(run_dir: Path) -> RunLog:
@@ -105,13 +138,29 @@ def add_event(log: RunLog, event: dict[str, Any]) -> None:
     elif kind == "interrupt":
         log.happenings.append((step, "interrupt", str(event["signal"])))
     elif kind == "early_stop":
-        details = f"best validation loss {number(event['best_loss']):.4f} at step {event['best_step']}"
-        log.happenings.append((step, "stop", details))
+        log.happenings.append((step, "stop", stop_details(event)))
+    elif kind == "evaluation":
+        if "error" in event:
+            log.happenings.append((step, "evaluation", str(event["error"])))
+        add_numbers(log.evaluations, step, event.get("numbers", {}))
     elif kind == "end":
         log.happenings.append((step, "end", ""))
     else:
         return
     log.last_step = max(log.last_step, step)
+
+
+def stop_details(event: dict[str, Any]) -> str:
+    """Why a run stopped early, in words: by which rule, and what was best."""
+    rule = event.get("rule", "mean")  # not in the logs of the first versions
+    if rule == "tasks":
+        best = ", ".join(f"{task} at step {step}" for task, step in event["best_steps"].items())
+        return f"best losses of tasks: {best}"
+    name, key = {
+        "mean": ("best validation loss", "best_loss"),
+        "worst": ("lowest worst loss over its first", "best_ratio"),
+    }.get(rule, (f"best {event.get('metric')}", "best_value"))
+    return f"{name} {number(event[key]):.4f} at step {event['best_step']}"
 
 
 def add_train_event(log: RunLog, step: int, event: dict[str, Any]) -> None:
@@ -120,13 +169,17 @@ def add_train_event(log: RunLog, step: int, event: dict[str, Any]) -> None:
         curve.append(step, number(event[name]))
     add_numbers(log.train_losses, step, event["task_losses"])
     add_numbers(log.task_weights, step, event["task_weights"])
+    add_numbers(log.task_shares, step, event.get("task_shares", {}))
+    log.num_steps = max(0, int(event.get("num_steps", 0)))
     if "peak_memory_bytes" in event:  # not in the logs of the first versions
         log.peak_memory.append(step, number(event["peak_memory_bytes"]) / 2**30)
     tokens, rate = event["tokens"], log.train["tokens_per_second"].last
     log.num_logged += 1
     log.tokens += tokens
     log.supervised_tokens += event["supervised_tokens"]
-    log.seconds += tokens / rate if rate > 0 else 0.0
+    if rate > 0:
+        log.seconds += tokens / rate
+        log.last_seconds.append(tokens / rate)
 
 
 def add_numbers(curves: dict[str, Curve], step: int, numbers: dict[str, float | None]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mft_train.config.config_file import flatten
 from mft_train.report.provenance import MOST_SOURCES
-from mft_train.report.task_figures import NONE, task_figures
+from mft_train.report.task_figures import NONE, guard_note, task_figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from mft_train.report.run_log import RunLog
 
 MOST_EVENTS = 100
-EVENT_WORDS = {"resume": "resumed from", "interrupt": "interrupted by", "stop": "stopped early:", "end": "ended"}
+EVENT_WORDS = {
+    "resume": "resumed from",
+    "interrupt": "interrupted by",
+    "evaluation": "evaluation failed:",
+    "stop": "stopped early:",
+    "end": "ended",
+}
 DATA_COLUMNS = ("files", "bytes", "read", "not used", "rows", "tokens", "supervised", "rows", "tokens", "supervised")
 
 
@@ -26,7 +32,8 @@ def figures_section(log: RunLog) -> str:
     groups = '<tr><td></td><th class="group edge" colspan="5" scope="colgroup">Validation loss</th>' + (
         '<th class="group edge" colspan="2" scope="colgroup">Perplexity</th>'
         '<th class="group edge" scope="colgroup">Training loss</th>'
-        '<th class="group edge" scope="colgroup">Weight</th></tr>'
+        '<th class="group edge" scope="colgroup">Weight</th>'
+        '<th class="group edge" scope="colgroup">Share</th></tr>'
     )
     columns = (
         "Task",
@@ -39,8 +46,9 @@ def figures_section(log: RunLog) -> str:
         "change",
         "last logged",
         "last",
+        "mean",
     )
-    edges = {1, 6, 8, 9}
+    edges = {1, 6, 8, 9, 10}
     heads = "".join(cell("th", text, edge=index in edges, scope="col") for index, text in enumerate(columns))
     rows = []
     for figures in task_figures(log):
@@ -55,11 +63,16 @@ def figures_section(log: RunLog) -> str:
             )
             for index, text in enumerate(cells, start=1)
         )
-        rows.append(f"<tr{' class=mean' if figures.is_mean else ''}>{name_cell(figures.name)}{texts}</tr>")
+        rows.append(f"<tr{' class=mean' if figures.is_mean else ''}>{name_cell(figures.label)}{texts}</tr>")
     note = "Changes are from the first validation to the last." if log.validation.steps else "There was no validation."
     if log.is_cut_off:
         note += " The last line of metrics.jsonl was cut off, and is left out."
-    return section("Results by task", note, table("Losses by task", groups + f"<tr>{heads}</tr>", rows))
+    if any(log.task_shares.values()):
+        note += " A share is that of the objective, whose gradient a step follows, over the logged steps."
+    risen = "".join(
+        f'<p class="worse">Note: {escape(guard_note(task, rise))}.</p>\n' for task, rise in log.risen_guards.items()
+    )
+    return section("Results by task", note, risen + table("Losses by task", groups + f"<tr>{heads}</tr>", rows))
 
 
 def events_section(log: RunLog) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from mft_train.report.curve import Curve
@@ -12,14 +13,17 @@ from mft_train.tracking.perplexity import perplexity
 if TYPE_CHECKING:
     from mft_train.report.run_log import RunLog
 
-COLUMNS = ("first", "best", "at step", "last", "change", "perplexity", "change", "last train", "weight")
+COLUMNS = ("first", "best", "at step", "last", "change", "perplexity", "change", "last train", "weight", "share")
 NONE = "-"
-LONGEST_NAME = 36
+LONGEST_NAME = 28
 
 
 @dataclass(frozen=True, slots=True)
 class TaskFigures:
-    """The figures of one task, or of the mean over tasks; losses in nats per token, the last weight; NaN for none."""
+    """The figures of one task, or of the mean over tasks; NaN for none.
+
+    Losses are in nats per token, the weight is the last one, the share of the objective the mean over logged steps.
+    """
 
     name: str
     first: float
@@ -29,7 +33,14 @@ class TaskFigures:
     last: float
     last_train: float
     weight: float
+    share: float
     is_mean: bool
+    is_guard: bool
+
+    @property
+    def label(self) -> str:
+        """The name, with what the task is."""
+        return f"{self.name} (guard)" if self.is_guard else self.name
 
     @property
     def change(self) -> float:
@@ -50,18 +61,32 @@ class TaskFigures:
             f"{math.expm1(self.change):+.1%}" if has_change and self.change < 100 else NONE,
             loss_text(self.last_train),
             loss_text(self.weight),
+            f"{self.share:.1%}" if math.isfinite(self.share) else NONE,
         ]
 
 
 def task_figures(log: RunLog) -> list[TaskFigures]:
     """The figures of every task, then the mean over tasks if there is more than one task."""
     none = Curve()
-    curves = (log.validation_losses, log.train_losses, log.task_weights)
-    rows = [figures(task, *(of_kind.get(task, none) for of_kind in curves)) for task in log.tasks]
-    return [*rows, figures("mean of tasks", log.validation, none, none, is_mean=True)] if len(rows) > 1 else rows
+    curves = (log.validation_losses, log.train_losses, log.task_weights, log.task_shares)
+    guards = log.guards
+    rows = [
+        figures(task, *(of_kind.get(task, none) for of_kind in curves), is_guard=task in guards) for task in log.tasks
+    ]
+    trained = "mean of trained tasks" if guards else "mean of tasks"
+    return [*rows, figures(trained, log.validation, none, none, none, is_mean=True)] if len(rows) > 1 else rows
 
 
-def figures(name: str, validation: Curve, train: Curve, weights: Curve, *, is_mean: bool = False) -> TaskFigures:
+def figures(
+    name: str,
+    validation: Curve,
+    train: Curve,
+    weights: Curve,
+    shares: Curve,
+    *,
+    is_mean: bool = False,
+    is_guard: bool = False,
+) -> TaskFigures:
     """The figures of one task's curves."""
     best, best_step = min(((value, step) for step, value in validation.finite), default=(math.nan, 0))
     return TaskFigures(
@@ -73,7 +98,9 @@ def figures(name: str, validation: Curve, train: Curve, weights: Curve, *, is_me
         last=validation.last,
         last_train=train.last,
         weight=weights.last,
+        share=fmean(shares.finite_values) if shares.finite else math.nan,
         is_mean=is_mean,
+        is_guard=is_guard,
     )
 
 
@@ -92,13 +119,30 @@ def perplexity_text(loss: float) -> str:
 
 def figures_table(log: RunLog) -> str:
     """The figures as a plain-text table under a line about the whole run."""
-    rows = [["validation loss", *COLUMNS], *([short_name(row.name), *row.cells] for row in task_figures(log))]
+    rows = [["validation loss", *COLUMNS], *([short_name(row.label), *row.cells] for row in task_figures(log))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
         for name, *cells in rows
     ]
-    return "\n".join([totals(log), "", *lines, *([] if log.validation.steps else ["", "no validation in this run"])])
+    notes = [] if log.validation.steps else ["no validation in this run"]
+    notes += [guard_note(task, rise) for task, rise in log.risen_guards.items()]
+    return "\n".join([totals(log), "", *lines, *([""] if notes else []), *notes])
+
+
+def guard_note(task: str, rise: float) -> str:
+    """What is said of a guard task whose loss has risen."""
+    return f"guard task {short_name(task)}: its validation loss has risen by {rise:.1%}"
+
+
+def duration_text(seconds: float) -> str:
+    """A time in words."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under 1 min"
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes // 1440} days"
 
 
 def short_name(name: str) -> str:
@@ -110,6 +154,8 @@ def short_name(name: str) -> str:
 def totals(log: RunLog) -> str:
     """Steps, state, tokens and speed of the run in a sentence."""
     parts = [f"{log.last_step:,} {'step' if log.last_step == 1 else 'steps'}, {log.status}"]
+    if (left := log.seconds_left) is not None:
+        parts[0] += f", {duration_text(left)} of training left"
     if log.num_logged:
         tokens = f"{log.tokens:,} tokens ({log.supervised_tokens:,} supervised)"
         parts.append(tokens if log.num_logged == log.last_step else f"{tokens} in the {log.num_logged:,} logged steps")

@@ -212,7 +212,7 @@ def check_exit(code: int, timeout_seconds: float) -> None:
 
 
 def read_numbers(path: Path, wanted: str | None) -> dict[str, float]:
-    """The finite numbers of a JSON object by dotted name, the first of them and the wanted one; raises ValueError.
+    """The finite numbers of a JSON object by dotted name, the wanted one and the first of them; raises ValueError.
 
     JSON is all that was printed, or its last line.
     """
@@ -235,5 +235,5 @@ def read_numbers(path: Path, wanted: str | None) -> dict[str, float]:
     }
     if not numbers:
         raise ValueError("there is no number in its JSON")
-    first = dict(list(numbers.items())[:MOST_NUMBERS])
-    return first | ({wanted: numbers[wanted]} if wanted in numbers else {})
+    chosen = {wanted: numbers.pop(wanted)} if wanted in numbers else {}
+    return chosen | dict(list(numbers.items())[: MOST_NUMBERS - len(chosen)])

@@ -221,6 +221,7 @@ class Run:
         metrics.write(
             "train",
             global_step=global_step,
+            num_steps=self.num_steps,
             loss=result.loss,
             **({"router_loss": result.router_loss} if self.loss_head.router else {}),
             task_losses=losses,

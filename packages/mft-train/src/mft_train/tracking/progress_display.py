@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # A step can take minutes: the speed is that of the last steps within this time.
 SPEED_WINDOW_SECONDS = 600.0
+MOST_NUMBERS = 3  # of an evaluation, in a line
 LINES_BESIDE_TASKS = 6  # progress, status, heads, what is left out, and room for the prompt
 
 
@@ -123,7 +124,9 @@ def describe(event: str, values: dict[str, Any], num_steps: int) -> str:
         loss, *rest = step_parts(values)
         return "  ".join([place, loss, f"({tasks})", *rest])
     if event == "evaluation":
-        told = values.get("error") or "  ".join(f"{name} {number:.4g}" for name, number in values["numbers"].items())
+        numbers = list(values.get("numbers", {}).items())
+        shown = [f"{name} {number:.4g}" for name, number in numbers[:MOST_NUMBERS]]
+        told = values.get("error") or "  ".join([*shown, *["..."] * (len(numbers) > MOST_NUMBERS)])
         return f"{place}  evaluation of {values['checkpoint']}  {told}"
     rest = "  ".join(f"{name} {value}" for name, value in values.items() if name != "global_step")
     return f"{place}  {event}  {rest}".rstrip()

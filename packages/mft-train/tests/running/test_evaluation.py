@@ -131,8 +131,14 @@ def test_a_number_that_is_missing_is_told_with_those_that_are_there(launch):
     assert 'there is no number "score.mean" among a, b' in result.stderr
 
 
-def test_a_run_stops_when_its_evaluations_have_stalled(launch, tmp_path):
-    settings = {"max_steps": 40, "early_stopping_patience": 2, "early_stopping_rule": "evaluation"}
+def test_a_run_stops_when_its_evaluations_have_stalled(launch, make_dataset, tmp_path):
+    dataset = make_dataset(tmp_path / "blind", {"large": (9, 0)})  # nothing to validate, nothing needed
+    settings = {
+        "dataset": str(dataset),
+        "max_steps": 40,
+        "early_stopping_patience": 2,
+        "early_stopping_rule": "evaluation",
+    }
     result = launch("run", evaluation_command=SCORE, evaluation_metric="score.mean", **settings)
     assert result.exit_code == 0, result.stderr
     # Best at step 4, not at 6 and 8; the evaluation of step 8 counts from step 10 on.

@@ -70,7 +70,8 @@ def figures_section(log: RunLog) -> str:
     if any(log.task_shares.values()):
         note += " A share is that of the objective, whose gradient a step follows, over the logged steps."
     risen = "".join(
-        f'<p class="worse">Note: {escape(guard_note(task, rise))}.</p>\n' for task, rise in log.risen_guards.items()
+        f'<p class="note worse">Note: {escape(guard_note(task, rise))}.</p>\n'
+        for task, rise in log.risen_guards.items()
     )
     return section("Results by task", note, risen + table("Losses by task", groups + f"<tr>{heads}</tr>", rows))
 

@@ -38,7 +38,8 @@ def check_inputs(config: RunConfig, world_size: int) -> DatasetDir:
     check_balancer(config, dataset)
     check_trackers(config)
     check_best(config, dataset)
-    if config.early_stopping_patience and not any(task.validation_rows for task in dataset.tasks):
+    is_by_losses = (config.early_stopping_rule or config.best_rule) != "evaluation"
+    if config.early_stopping_patience and is_by_losses and not any(task.validation_rows for task in dataset.tasks):
         raise TrainError(
             "early_stopping_patience needs validation rows, the dataset has none",
             where=str(dataset.path),

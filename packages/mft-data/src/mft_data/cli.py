@@ -79,7 +79,8 @@ ENCODING_OPTIONS = (
         default="auto",
         show_default=True,
         callback=parse_record_format,
-        help="Shape of the records: chat_rounds, messages, text, or the fields of a pair, such as prompt/response; "
+        help="Shape of the records: chat_rounds, messages, conversations, text, chosen/rejected, or the fields of a "
+        "question and its answer, such as prompt/response; "
         "auto looks at each file's first one.",
     ),
     click.option(

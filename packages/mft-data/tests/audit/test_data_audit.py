@@ -1,6 +1,7 @@
 """What an audit finds is what was put into the records, and it is told by row; the page holds it all, by itself."""
 
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -75,8 +76,11 @@ def texts_of(dataset, task, examples):
 
 def test_the_examples_are_what_was_found(dataset, audit):
     found = {}
+    looked_at = {"odd": 67, "plain": 9, "alike": 30, "pairs": 18}
+    assert audit["conversations"] == audit["read_as_text"] == sum(looked_at.values())
     for name in ("little_supervised", "lost_stop_tokens", "repeated_prompts", "encodings"):
         for finding in audit[name]:
+            assert finding["looked_at"] == looked_at[finding["task"]]
             key = name, finding["task"], finding["what"]
             found[key] = finding["conversations"], sorted(texts_of(dataset, finding["task"], finding["examples"]))
     begin, middle, end = "<s>human\n", "\n<s>bot\n", "<|im_end|>\n"
@@ -152,8 +156,21 @@ def test_the_page_is_whole_and_stands_alone(dataset, tmp_path):
 
 def test_a_page_that_cannot_be_written_is_one_line(dataset, tmp_path):
     error = run("inspect", dataset, "--html", tmp_path / "none" / "page.html", exit_code=1).stderr
-    assert re.fullmatch(r"Error: No such file or directory, in .*\n", error)
+    folder = tmp_path / "none"
+    assert error == f'Error: there is no folder "{folder}" for the page, make it, or write somewhere else\n'
     assert "one at a time" in run("inspect", dataset, "--audit", "--html", tmp_path / "x", exit_code=2).stderr
+
+
+def test_a_damaged_dataset_is_one_line(dataset, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    shard = copy / "train" / "plain" / "shard.00000.mds"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    for option in ("--audit", "--html"):
+        target = [tmp_path / "page.html"] if option == "--html" else []
+        error = run("inspect", copy, option, *target, exit_code=1).stderr
+        assert error.startswith("Error: the rows are damaged (")
+        assert error.endswith("see what else `mft-data verify` finds\n")
+    assert not (tmp_path / "page.html").exists()
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=6))

@@ -31,6 +31,12 @@ class Finding:
     what: str = ""  # in particular: which opening, which character
     count: int = 0
     examples: list[Place] = field(default_factory=list)
+    total: int = 0  # conversations of the task that were looked at
+
+    @property
+    def share(self) -> float:
+        """The share of those looked at."""
+        return self.count / max(1, self.total)
 
     def add(self, place: Place) -> None:
         """Counts one conversation in."""
@@ -41,14 +47,15 @@ class Finding:
     def document(self) -> dict[str, Any]:
         """As JSON values."""
         examples = [{"split": place.split, "row": place.row, "segment": place.segment} for place in self.examples]
-        return {"task": self.task, "what": self.what, "conversations": self.count, "examples": examples}
+        counts = {"conversations": self.count, "looked_at": self.total}
+        return {"task": self.task, "what": self.what, **counts, "examples": examples}
 
 
 @dataclass(slots=True)
 class Audit:
     """All that an audit found. Of `openings` and `answer_openings` each task has the most frequent one at most."""
 
-    num_conversations: Counter[str]  # by task
+    num_conversations: Counter[str]  # by task, both of a pair
     num_read_as_text: int = 0  # conversations that were decoded; all, or evenly spaced ones
     little_supervised: list[Finding] = field(default_factory=list)
     lost_stop_tokens: list[Finding] = field(default_factory=list)

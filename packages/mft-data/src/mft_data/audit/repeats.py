@@ -86,7 +86,7 @@ def repeated_prompts(task: str, hashes: Hashes) -> Finding | None:
     positions = np.flatnonzero(found)
     # Examples of one prompt, next to each other.
     shown = positions[groups[positions] == groups[positions[0]]]
-    return Finding(task, "", len(positions), hashes.places(task, shown))
+    return Finding(task, "", len(positions), hashes.places(task, shown), len(groups))
 
 
 def frequent_opening(task: str, hashes: Hashes, openings: np.ndarray) -> Finding | None:
@@ -95,4 +95,5 @@ def frequent_opening(task: str, hashes: Hashes, openings: np.ndarray) -> Finding
     if not len(counts) or counts.max() < max(LEAST_COUNT, LEAST_OPENING_SHARE * len(openings)):
         return None
     most = int(counts.argmax())
-    return Finding(task, "", int(counts[most]), hashes.places(task, np.flatnonzero(openings == values[most])))
+    places = hashes.places(task, np.flatnonzero(openings == values[most]))
+    return Finding(task, "", int(counts[most]), places, len(openings))

@@ -39,9 +39,11 @@ class TextChecks:
         self.role_characters: dict[str, Counter[str]] = {}
         self.fence_tokens: dict[str, Counter[str]] = {}
         self.signs: dict[tuple[str, str], Finding] = {}
+        self.num_texts: Counter[str] = Counter()
 
     def add(self, place: Place, text: str, num_tokens: int) -> None:
         """Looks at the text of one conversation."""
+        self.num_texts[place.task] += 1
         roles = self.role_characters.setdefault(place.task, Counter())
         for role, num_characters in self.said(text):
             roles[role] += num_characters

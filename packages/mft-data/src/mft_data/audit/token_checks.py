@@ -39,7 +39,7 @@ class TokenChecks:
         lasts = last_positions(segments.loss_mask, segments.bounds)
         stops = segments.input_ids[np.maximum(lasts, 0)]
         note(self.lost, segments, (supervised > 0) & ~np.isin(stops, self.special_ids))
-        self.num_conversations[segments.task] += int((~segments.is_rejected).sum())
+        self.num_conversations[segments.task] += len(segments.rows)
         counts = np.bincount(segments.input_ids, minlength=len(self.token_counts))
         self.token_counts += counts
         # The longest of all are among the longest of the shard in which they come first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mft_data.display.audit_text import format_audit
 from mft_data.encoding.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -56,7 +58,8 @@ def audit_dataset(dataset_dir: Path, manifest: dict[str, Any]) -> Audit:
         num_seen += len(segments.rows)
         audit.num_read_as_text += len(chosen)
         add_texts(texts, tokenizer, segments, chosen)
-    audit.little_supervised, audit.lost_stop_tokens = list(checks.little.values()), list(checks.lost.values())
+    audit.little_supervised = with_total(checks.little.values(), checks.num_conversations)
+    audit.lost_stop_tokens = with_total(checks.lost.values(), checks.num_conversations)
     for task, hashes in repeats.by_task().items():
         audit.repeated_prompts += filter(None, [repeated_prompts(task, hashes)])
         audit.openings += filter(None, [frequent_opening(task, hashes, hashes.openings)])
@@ -65,12 +68,17 @@ def audit_dataset(dataset_dir: Path, manifest: dict[str, Any]) -> Audit:
         finding.what = opening_text(dataset_dir, tokenizer, finding, of_answer=False)
     for finding in audit.answer_openings:
         finding.what = opening_text(dataset_dir, tokenizer, finding, of_answer=True)
-    audit.encodings = list(texts.signs.values())
+    audit.encodings = with_total(texts.signs.values(), texts.num_texts)
     audit.longest_tokens = [
         (tokenizer.decode([token]), count, place) for token, count, place in checks.longest_tokens()
     ]
     audit.role_characters, audit.fence_tokens = texts.role_characters, texts.fence_tokens
     return audit
+
+
+def with_total(findings: Iterable[Finding], totals: Mapping[str, int]) -> list[Finding]:
+    """The findings, each told how many conversations of its task were looked at."""
+    return [replace(finding, total=totals[finding.task]) for finding in findings]
 
 
 def token_lengths(tokenizer: Tokenizer, special_ids: set[int]) -> np.ndarray:

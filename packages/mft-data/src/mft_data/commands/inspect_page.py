@@ -10,6 +10,7 @@ from mft_data.commands.inspect_dataset import histogram_blocks, load_lengths, lo
 from mft_data.dataset.dataset_dir import read_manifest
 from mft_data.display.audit_text import TITLES
 from mft_data.display.page import page
+from mft_data.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,8 @@ MOST_ROWS_OF_A_CHECK = 5
 
 def write_page(dataset_dir: Path, path: Path) -> None:
     """Writes the page, whole or not at all; raises DataError or OSError."""
+    if not path.parent.is_dir():
+        raise DataError(f'there is no folder "{path.parent}" for the page', fix="make it, or write somewhere else")
     manifest = read_manifest(dataset_dir)
     blocks = histogram_blocks(manifest, load_lengths(dataset_dir, manifest))
     audit = audit_dataset(dataset_dir, manifest)

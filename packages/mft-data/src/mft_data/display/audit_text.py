@@ -28,11 +28,12 @@ TITLES = {
 def format_audit(audit: Audit) -> str:
     """Everything that was looked for, found or not; examples are for `inspect --task T --row N`."""
     total = sum(audit.num_conversations.values())
-    heading = f"{total:,} conversations of {len(audit.num_conversations):,} tasks"
+    num_tasks = len(audit.num_conversations)
+    heading = f"{total:,} conversations of {num_tasks:,} task{'s' * (num_tasks > 1)}"
     if audit.num_read_as_text < total:
         heading += f"; characters, roles and fences of {audit.num_read_as_text:,} of them, evenly spaced"
     blocks = [heading]
-    blocks += [format_findings(title, getattr(audit, name), audit) for name, title in TITLES.items()]
+    blocks += [format_findings(title, getattr(audit, name)) for name, title in TITLES.items()]
     blocks.append(format_roles(audit))
     blocks.append(format_languages(audit))
     lines = [
@@ -43,7 +44,7 @@ def format_audit(audit: Audit) -> str:
     return "\n\n".join(blocks)
 
 
-def format_findings(title: str, findings: Sequence[Finding], audit: Audit) -> str:
+def format_findings(title: str, findings: Sequence[Finding]) -> str:
     """A block with the tasks that have most of something."""
     if not findings:
         return f"{title}: none"
@@ -52,10 +53,9 @@ def format_findings(title: str, findings: Sequence[Finding], audit: Audit) -> st
     lines = [f"{title}: {total:,} in {tasks:,} task{'s' * (tasks > 1)}"]
     shown = sorted(findings, key=lambda finding: -finding.count)[:MOST_TASKS]
     for finding in shown:
-        share = finding.count / max(1, audit.num_conversations[finding.task])
         what = f" {quoted(finding.what)}" if finding.what else ""
         places = ", ".join(map(str, finding.examples))
-        lines.append(f"  {finding.task}: {finding.count:,} ({share:.1%}){what}, for example {places}")
+        lines.append(f"  {finding.task}: {finding.count:,} ({finding.share:.1%}){what}, for example {places}")
     if len(findings) > len(shown):
         lines.append(f"  and {len(findings) - len(shown):,} more (--json has all)")
     return "\n".join(lines)

@@ -48,7 +48,8 @@ def page(
         unused=unused_fields_lines(manifest),
         histograms=[{**block, "bins": with_percent(block["bins"], "conversations")} for block in histograms],
         audit=audit,
-        checks=[check(title, getattr(audit, field), audit, anchors) for field, title in TITLES.items()],
+        num_looked_at=sum(audit.num_conversations.values()),
+        checks=[check(title, getattr(audit, field), anchors) for field, title in TITLES.items()],
         roles=role_bars(audit),
         languages=with_percent(languages(audit), "count"),
         longest=[
@@ -66,9 +67,7 @@ def with_percent(entries: Sequence[dict[str, Any]], key: str) -> list[dict[str, 
     return [{**entry, "percent": 100 * entry[key] / most} for entry in entries]
 
 
-def check(
-    title: str, findings: Sequence[Finding], audit: Audit, anchors: Mapping[tuple[str, str, int], str]
-) -> dict[str, Any]:
+def check(title: str, findings: Sequence[Finding], anchors: Mapping[tuple[str, str, int], str]) -> dict[str, Any]:
     """One kind of findings, those with most conversations first."""
     largest = sorted(findings, key=lambda finding: -finding.count)[:MOST_FINDINGS]
 
@@ -83,7 +82,7 @@ def check(
             {
                 "task": finding.task,
                 "count": finding.count,
-                "share": finding.count / max(1, audit.num_conversations[finding.task]),
+                "share": finding.share,
                 "what": shown(finding.what),
                 "examples": [example(place) for place in finding.examples],
             }

@@ -16,6 +16,7 @@ from mft_data.dataset.mds import ShardWriter, encode_sample, mds_columns, read_r
 from mft_data.dataset.shard_columns import parse_shard, read_arrays, read_ints, read_segment_lengths
 from mft_data.display.length_histogram import format_bins, length_bins, length_percentiles
 from mft_data.display.row_display import format_piece
+from mft_data.display.summary import summary_table, unused_fields_lines
 
 GOOD = {"chat_rounds": [{"role": "human", "content": "add"}, {"role": "bot", "content": "sum"}]}
 SPECIAL = {"chat_rounds": [{"role": "human", "content": "<|im_end|>\x1b"}, {"role": "bot", "content": "sum"}]}
@@ -25,6 +26,43 @@ REFUSING_TEMPLATE = (
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def manifest_of(names, fields):
+    """A manifest with what a summary is made of; every task has the same counts, the first ones more tokens."""
+    left_out = ("rejected", "duplicates", "over_limit", "contaminated", "overlong_dropped", "overlong_truncated")
+    tasks = []
+    for number, name in enumerate(names):
+        counts = {"conversations": 3, "rows": 1, "tokens": 5000 - number, "supervised_tokens": 100}
+        empty = dict.fromkeys(counts, 0)
+        tasks.append(
+            {
+                "name": name,
+                "conversations": dict.fromkeys(left_out, 1),
+                "unused_fields": fields,
+                "splits": {"train": counts, "validation": empty},
+            }
+        )
+    return {"seq_length": 1024, "tasks": tasks}
+
+
+@pytest.mark.parametrize("num_tasks", [20, 21, 2000])
+def test_the_summary_of_many_tasks_is_short(num_tasks):
+    names = [f"t{number}" for number in range(num_tasks)]
+    manifest = manifest_of(names, {"meta": 2})
+    shown, unused = summary_table(manifest).splitlines(), unused_fields_lines(manifest)
+    if num_tasks == 20:
+        assert [line.split()[0] for line in shown[1:]] == names
+        assert unused == [f"{name}: fields not used: meta (2)" for name in names]
+        return
+    between = f"... {num_tasks - 15:,} tasks between ..."
+    total = f"all {num_tasks:,} tasks"
+    first = [line.split("  ")[0] for line in shown[1:]]
+    assert first == [*names[:10], between, *names[-5:], total, "(inspect --json and --html have all tasks)"]
+    tokens = sum(5000 - number for number in range(num_tasks))
+    cells = [f"{3 * num_tasks:,}", f"{num_tasks:,}", f"{tokens:,}", f"{100 * num_tasks:,}"]
+    assert shown[-2].split()[4:8] == cells
+    assert unused == [f"{num_tasks:,} tasks: fields not used: meta ({2 * num_tasks:,})"]
 
 
 @pytest.fixture

@@ -119,6 +119,13 @@ def test_what_is_no_pair_is_refused(record, reason):
         parse_line(orjson.dumps(record), None)
 
 
+def test_pairs_of_openai_are_read_with_their_fields_named():
+    record = {"input": {"messages": [SYSTEM, USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}
+    fields = {"input": "prompt", "preferred_output": "chosen", "non_preferred_output": "rejected"}
+    parsed = parse_line(orjson.dumps(record), None, SourceSettings(fields=fields))
+    assert (parsed.conversations, parsed.unused_fields) == (LONG, [])
+
+
 def test_a_shape_or_the_last_turn_can_be_asked_for():
     record, _, _ = RECORDS["ultrafeedback_binarized"]
     parsed = parse_line(orjson.dumps(record), "messages")

@@ -1,5 +1,6 @@
 """The table of a manifest: what each task has in each split."""
 
+from collections import Counter
 from typing import Any
 
 from mft_data.rows.split import SPLITS
@@ -116,12 +117,14 @@ def aligned(lines: list[tuple[str, ...]]) -> str:
 
 
 def unused_fields_lines(manifest: dict[str, Any]) -> list[str]:
-    """A line for each task with records that had fields which were not used."""
+    """A line for each task with records that had fields which were not used, or one for many such tasks."""
+    by_task = {task["name"]: task["unused_fields"] for task in manifest["tasks"] if task.get("unused_fields")}
+    if len(by_task) > MOST_TASKS:
+        total = sum(map(Counter, by_task.values()), Counter())
+        by_task = {f"{len(by_task):,} tasks": dict(total.most_common())}
     return [
-        f"{task['name']}: fields not used: "
-        + ", ".join(f"{name} ({count:,})" for name, count in task["unused_fields"].items())
-        for task in manifest["tasks"]
-        if task.get("unused_fields")
+        f"{name}: fields not used: " + ", ".join(f"{field} ({count:,})" for field, count in fields.items())
+        for name, fields in by_task.items()
     ]
 
 

@@ -97,7 +97,8 @@ def prompt_turns(record: dict[str, Any]) -> tuple[Turn, ...]:
     field = prompt_field(record)
     prompt = record[field]
     if isinstance(prompt, dict):
-        prompt = [prompt]
+        # OpenAI's files have the rounds in an object; else it is one round.
+        prompt = prompt.get("messages", [prompt])
     elif isinstance(prompt, str) and prompt.startswith(TRANSCRIPT_START):
         prompt = transcript_rounds(prompt.removesuffix(TRANSCRIPT_END))
     if isinstance(prompt, list):

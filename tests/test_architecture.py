@@ -31,7 +31,7 @@ ORDER = {
         "judging",
         ("scoring", "report"),
         "commands",
-        "parameter_types",
+        "command_line",
         "cli",
     ],
     "mft_infer": [

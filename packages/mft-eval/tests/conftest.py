@@ -1,3 +1,9 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mft_eval.generations.extraction import preamble_of
@@ -52,3 +58,40 @@ def judge(judge_problem):
         return judge_problem(Problem("p", (), prompt, check, reference), program)
 
     return run
+
+
+@pytest.fixture
+def no_namespaces():
+    """What to put before a command that is to run where no user namespace can be made."""
+    prefix = [find_bwrap(), "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"]
+    prefix += ["--dev-bind", "/", "/", "--die-with-parent"]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("bubblewrap cannot forbid user namespaces here")
+    return prefix
+
+
+@pytest.fixture
+def ordinary_user(tmp_path):
+    """What to put before a command that is to run as a user who is not root; nothing where nobody is root.
+
+    Root's home is closed to others: it shows them the interpreter and this checkout, and nothing else.
+    """
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv on this machine")
+    prefix = [find_bwrap(), "--die-with-parent", "--cap-add", "ALL", "--dev-bind", "/", "/", "--perms", "0755"]
+    prefix += ["--tmpfs", "/root"]
+    for folder in {sys.base_prefix, sys.prefix, str(Path(__file__).parents[3]), str(tmp_path)}:
+        # Folders above a mount point are made readable by their owner alone unless they are named.
+        above = [str(parent) for parent in Path(folder).parents if parent.is_relative_to("/root")][::-1]
+        prefix += [word for parent in above for word in ("--perms", "0755", "--dir", parent)]
+        prefix += ["--bind", folder, folder]
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == 0 and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    cache = tmp_path / "cache-of-user"
+    cache.mkdir(mode=0o777)
+    cache.chmod(0o777)
+    prefix += ["--setenv", "XDG_CACHE_HOME", str(cache), "--setenv", "HOME", str(cache)]
+    return [*prefix, "setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]

@@ -22,14 +22,15 @@ def test_what_comes_back_is_what_no_busy_machine_could_have_brought_about(tmp_pa
     assert read_rulings(path) == {}
 
 
-def test_other_problems_and_limits_have_other_files():
+def test_other_problems_limits_and_walls_have_other_files():
     paths = {
-        cache_path(ProblemSet("p", sha256, ()), limits, kind)
+        cache_path(ProblemSet("p", sha256, ()), limits, kind, walls)
         for sha256 in ("a", "b")
         for kind in ("plain", "tests")
+        for walls in ("namespaces", "landlock")
         for limits in (Limits(1, 64), Limits(2, 64), Limits(1, 65))
     }
-    assert len(paths) == 12
+    assert len(paths) == 24
 
 
 def test_a_second_run_gives_the_same_bytes(tmp_path, monkeypatch):

@@ -3,8 +3,9 @@
 import pytest
 
 from mft_eval.errors import EvalError
-from mft_eval.judging.machine import check_sandbox
+from mft_eval.judging.machine import check_layers
 from mft_eval.judging.pool import JudgePool
+from mft_eval.problems.problem import InputOutputTest, Problem
 
 SQUARE = "def f(x):\n    return x * x\n"
 
@@ -100,7 +101,7 @@ def test_verdicts_repeat(judge):
 
 
 def test_the_sandbox_works_here(pool):
-    check_sandbox(pool)
+    check_layers(pool)
 
 
 def test_a_missing_sandbox_is_one_clear_error(tmp_path):
@@ -109,4 +110,12 @@ def test_a_missing_sandbox_is_one_clear_error(tmp_path):
     refusing.write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2\nexit 1\n")
     refusing.chmod(0o755)
     with JudgePool(str(refusing), 1) as pool, pytest.raises(EvalError, match="cannot be judged on this machine"):
-        check_sandbox(pool)
+        check_layers(pool)
+
+
+def test_a_program_gets_no_descriptor_but_its_standard_ones(judge_problem):
+    """Of a whole program; the host of a function keeps its pipe to the judge."""
+    program = "import os\ndef is_open(n):\n    try: os.fstat(n)\n    except OSError: return False\n    return True\n"
+    program += "print(*filter(is_open, range(99)))\n"
+    problem = Problem("p", (), "", InputOutputTest((("", "0 1 2"),)), "")
+    assert judge_problem(problem, program).verdict == "passed"

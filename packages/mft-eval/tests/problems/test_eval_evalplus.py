@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
+from mft_eval.cli import main
 from mft_eval.problems.reading import read_problems
 
 
@@ -130,3 +132,44 @@ def test_arguments_that_a_program_changes_do_not_reach_the_reference(judge_probl
     path.write_text(json.dumps(line) + "\n")
     (problem,) = read_problems(str(path)).problems
     assert judge_problem(problem, "def total(x):\n    x.clear()\n    return 0").verdict == "wrong"
+
+
+# A program, as evalplus's samples hold it, and its verdicts on all inputs and on the base ones.
+SAMPLES = {
+    "def third(x): return x / 3": ("passed", "passed"),
+    "def third(x): return x / 3 if x < 9 else 0": ("wrong", "passed"),
+    "def third(x): return 3 * x": ("wrong", "wrong"),
+    "def third(x):\n    while x == 9: pass\n    return x / 3": ("timeout", "passed"),
+    "third = None": ("wrong", "wrong"),
+}
+
+
+def test_base_and_plus_scores_stand_apart(tmp_path):
+    problems, samples, out = (tmp_path / name for name in ("plus.jsonl", "samples.jsonl", "out.json"))
+    plain = {"problem_id": "own", "prompt": "Write f.", "entry_point": "f", "test": "assert f(1) == 2\n"}
+    lines = [
+        record("Mbpp/1", "third", "def third(x): return x / 3", [[3.0]], [[9.0]], 1e-6),
+        record("Mbpp/2", "similar_elements", "def similar_elements(a): return (a,)", [[1]], {}),
+        plain | {"reference": "def f(x): return 2 * x\n"},
+    ]
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    solutions = [("Mbpp/1", program) for program in SAMPLES]
+    solutions += [("Mbpp/2", "def similar_elements(a): return [a]"), ("own", "def f(x): return 2")]
+    samples.write_text("".join(json.dumps({"task_id": name, "solution": text}) + "\n" for name, text in solutions))
+    arguments = ["score", str(problems), str(samples), str(out), "--timeout", "1"]
+    scored = CliRunner().invoke(main, arguments)
+    assert scored.exit_code == 0, scored.output
+    results = json.loads(out.read_text())
+    first, _, own = results["problems"]
+    found = [(sample["verdict"], sample["base_verdict"]) for sample in first["samples"]]
+    assert found == list(SAMPLES.values())
+    assert [problem["num_correct"] for problem in results["problems"]] == [1, 1, 1]
+    assert [problem["num_base_correct"] for problem in results["problems"]] == [3, 1, None]
+    assert own["samples"][0]["base_verdict"] is None
+    assert results["pass_at_k"] == {"pass@1": pytest.approx((1 / 5 + 1 + 1) / 3)}
+    assert results["base"]["pass_at_k"] == {"pass@1": pytest.approx((3 / 5 + 1) / 2)}
+    assert "pass@1, base tests alone: 0.8000" in scored.stderr
+    shown = CliRunner().invoke(main, ["show", str(out)]).stdout
+    assert [line.split()[:4] for line in shown.splitlines() if line.startswith("base")] == [
+        ["base", "tests", "alone", "2"]
+    ]

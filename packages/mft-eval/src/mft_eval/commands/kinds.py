@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import read_generations
+from mft_eval.judging.isolation import Isolation, open_pool
 from mft_eval.judging.killable import killable_mutants
-from mft_eval.judging.machine import check_sandbox
-from mft_eval.judging.pool import JudgePool
 from mft_eval.problems.explaining import explaining_problem, regenerating_problem
 from mft_eval.problems.fields import user_message
 from mft_eval.problems.infilling import infilling_problem
@@ -17,7 +16,6 @@ from mft_eval.problems.reading import read_problems
 from mft_eval.problems.task_kind import TaskKind
 from mft_eval.problems.translation import humaneval_number, translation_problem
 from mft_eval.problems.unit_tests import LEAST_MUTANTS, MOST_MUTANTS, unit_test_problem
-from mft_eval.sandbox.bubblewrap import find_bwrap
 
 _REPAIR = "This Python code has a bug. Answer with the whole of the corrected code in one fenced Python block."
 
@@ -35,14 +33,16 @@ def read_kind(name: str, explanations: str | None) -> TaskKind:
     return TaskKind(name, {problem_id: next(iter(found.values())).text for problem_id, found in samples.items()})
 
 
-def problems_of_kind(problems: Sequence[Problem], kind: TaskKind, num_workers: int) -> Sequence[Problem]:
+def problems_of_kind(
+    problems: Sequence[Problem], kind: TaskKind, num_workers: int, isolation: Isolation
+) -> Sequence[Problem]:
     """The problems made into a kind of task; those that cannot be are left out."""
     if kind.name == "plain":
         return problems
     if kind.name == "fix":
-        return _repairs(problems, num_workers)
+        return _repairs(problems, num_workers, isolation)
     if kind.name == "tests":
-        return _unit_tests(problems, num_workers)
+        return _unit_tests(problems, num_workers, isolation)
     make = _maker(kind)
     return [made for problem in problems if (made := make(problem)) is not None]
 
@@ -60,8 +60,8 @@ def _maker(kind: TaskKind) -> Callable[[Problem], Problem | None]:
     return lambda p: regenerating_problem(p, explanations[p.problem_id]) if p.problem_id in explanations else None
 
 
-def _unit_tests(problems: Sequence[Problem], num_workers: int) -> list[Problem]:
-    mutants = _mutants(problems, MOST_MUTANTS, num_workers)
+def _unit_tests(problems: Sequence[Problem], num_workers: int, isolation: Isolation) -> list[Problem]:
+    mutants = _mutants(problems, MOST_MUTANTS, num_workers, isolation)
     return [
         unit_test_problem(problem, mutants[problem.problem_id])
         for problem in problems
@@ -69,18 +69,19 @@ def _unit_tests(problems: Sequence[Problem], num_workers: int) -> list[Problem]:
     ]
 
 
-def _repairs(problems: Sequence[Problem], num_workers: int) -> list[Problem]:
+def _repairs(problems: Sequence[Problem], num_workers: int, isolation: Isolation) -> list[Problem]:
     """Repair of the source's own buggy program, else of a mutant that fails the test, so that it is never right."""
     buggy = {problem.problem_id: problem.buggy for problem in problems if problem.buggy}
     without = [problem for problem in problems if not problem.buggy]
     if without:
-        buggy |= {problem_id: found[0] for problem_id, found in _mutants(without, 1, num_workers).items()}
+        buggy |= {problem_id: found[0] for problem_id, found in _mutants(without, 1, num_workers, isolation).items()}
     return [_repair(problem, buggy[problem.problem_id]) for problem in problems if problem.problem_id in buggy]
 
 
-def _mutants(problems: Sequence[Problem], num_wanted: int, num_workers: int) -> dict[str, list[str]]:
-    with JudgePool(find_bwrap(), num_workers) as pool:
-        check_sandbox(pool)
+def _mutants(
+    problems: Sequence[Problem], num_wanted: int, num_workers: int, isolation: Isolation
+) -> dict[str, list[str]]:
+    with open_pool(isolation, num_workers) as pool:
         return killable_mutants(problems, pool, num_wanted)
 
 

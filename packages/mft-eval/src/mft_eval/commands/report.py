@@ -6,12 +6,12 @@ from typing import Any
 from mft_eval.commands.compare import SIGNIFICANT, compare
 from mft_eval.commands.kinds import problems_of_kind, read_kind
 from mft_eval.commands.reproduce import tell
+from mft_eval.commands.summary import isolation_notes
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import Generations, read_generations
 from mft_eval.judging.gate import rule
+from mft_eval.judging.isolation import Isolation, open_pool, settle
 from mft_eval.judging.judgement import Limits
-from mft_eval.judging.machine import check_sandbox
-from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.judging.ruling_cache import cache_path, read_rulings
 from mft_eval.problems.problem import Problem, ProblemSet
@@ -20,7 +20,6 @@ from mft_eval.problems.reading import read_problems
 from mft_eval.problems.task_kind import TaskKind
 from mft_eval.report.highlighting import tokens_of
 from mft_eval.report.page import make_page
-from mft_eval.sandbox.bubblewrap import find_bwrap
 from mft_eval.scoring.reading import read_results
 
 # There is nothing to tell of the first, and nothing new of the others.
@@ -34,10 +33,12 @@ def report(
     generations: Sequence[str],
     explanations: str | None,
     num_workers: int,
+    isolation: str,
 ) -> str:
     """The page. With `problems` it has the prompts; with the `generations` files of the results, in any order, the
     programs too, and those that did not pass are run again for their errors and output.
     """
+    settled = settle(isolation)
     every = [read_results(path) for path in paths]
     for path, results in zip(paths, every, strict=True):
         if results["problems_source"] != every[0]["problems_source"]:
@@ -52,9 +53,9 @@ def report(
         needed = {problem["problem_id"] for results in every for problem in results["problems"]}
         kind = _kind(every[0], explanations)
         chosen = [problem for problem in problem_set.problems if problem.problem_id in needed]
-        by_id = {problem.problem_id: problem for problem in problems_of_kind(chosen, kind, num_workers)}
+        by_id = {problem.problem_id: problem for problem in problems_of_kind(chosen, kind, num_workers, settled)}
         programs = _programs(every, [read_generations(path, by_id) for path in generations], by_id)
-        told = _told(every, programs, by_id, problem_set, num_workers)
+        told = _told(every, programs, by_id, problem_set, num_workers, settled)
     entries = _entries(every, by_id, programs, told)
     source = every[0]["problems_source"]
     lead = f"{len(entries)} of {source['num_problems']} problems. In brackets: 95 % intervals."
@@ -103,6 +104,7 @@ def _told(
     by_id: Mapping[str, Problem],
     problem_set: ProblemSet,
     num_workers: int,
+    isolation: Isolation,
 ) -> dict[Place, dict[str, str]]:
     """What a second run of each program that did not pass shows, as `reproduce` tells it."""
     verdicts = {
@@ -116,9 +118,8 @@ def _told(
         return {}
     settings = every[0]["settings"]
     limits = Limits(settings["timeout_seconds"], settings["memory_mb"])
-    with JudgePool(find_bwrap(), num_workers) as pool:
-        check_sandbox(pool)
-        rulings = read_rulings(cache_path(problem_set, limits, settings["kind"]))
+    with open_pool(isolation, num_workers) as pool:
+        rulings = read_rulings(cache_path(problem_set, limits, settings["kind"], isolation.walls))
         unruled = {name: by_id[name] for _, name, _ in failed if name not in rulings}
         rulings |= rule(list(unruled.values()), pool, limits, lambda _: None)
         requests = [
@@ -176,7 +177,8 @@ def _models(paths: Sequence[str], every: Sequence[dict[str, Any]]) -> list[dict[
     compared = compare(tuple(paths), 1)["comparisons"] if len(paths) > 1 else {}
     models = []
     for path, results in zip(paths, every, strict=True):
-        groups = [("", results), *((f" {tag}", results["tags"][tag]) for tag in tags if tag in results["tags"])]
+        bases = [(", base tests alone", results["base"])] if results["base"] else []
+        groups = [("", results), *bases, *((f" {tag}", results["tags"][tag]) for tag in tags if tag in results["tags"])]
         bars = [
             {"name": name + tag, "value": group["pass_at_k"][name], **_ends(group["intervals"][name])}
             for tag, group in groups
@@ -184,6 +186,7 @@ def _models(paths: Sequence[str], every: Sequence[dict[str, Any]]) -> list[dict[
         ]
         cells = {"verdicts": ", ".join(f"{name} {count}" for name, count in results["verdicts"].items() if count)}
         cells |= {name: f"{value:.4f}" for name, value in results["measures"].items()}
+        cells["isolation"] = "; ".join(isolation_notes(results)) or results["settings"]["isolation"]
         cells["untrusted"] = str(results["num_untrusted"])
         if compared:
             cells["against the first"] = _difference(compared[path]) if path in compared else ""

@@ -7,20 +7,18 @@ from mft_eval.commands.kinds import problems_of_kind
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import read_generations
 from mft_eval.judging.gate import rule
+from mft_eval.judging.isolation import Isolation, open_pool
 from mft_eval.judging.judgement import Limits
 from mft_eval.judging.languages import check_toolchain
-from mft_eval.judging.machine import check_sandbox
-from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.problems.problem import CompiledTest, Problem, PythonTest
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
 from mft_eval.problems.task_kind import TaskKind
-from mft_eval.sandbox.bubblewrap import find_bwrap
 
 
 def find_program(
-    problems: str, generations: str, problem_id: str, sample_index: int, kind: TaskKind
+    problems: str, generations: str, problem_id: str, sample_index: int, kind: TaskKind, isolation: Isolation
 ) -> tuple[Problem, str]:
     """The problem and the program of one sample."""
     by_id = {problem.problem_id: problem for problem in read_problems(problems).problems}
@@ -32,23 +30,22 @@ def find_program(
         raise EvalError(
             f'problem "{problem_id}" has no sample {sample_index}', where=generations, fix=f"it has {known}"
         )
-    made = problems_of_kind([by_id[problem_id]], kind, num_workers=1)
+    made = problems_of_kind([by_id[problem_id]], kind, 1, isolation)
     if not made:
         raise EvalError(f'problem "{problem_id}" cannot be made into the kind {kind.name}', where=problems)
     return made[0], make_program(samples[sample_index], made[0])
 
 
-def reproduce(problem: Problem, program: str, limits: Limits) -> str:
+def reproduce(problem: Problem, program: str, limits: Limits, isolation: Isolation) -> str:
     """What judging the program shows, as text that is safe to print."""
     check_toolchain(problem.language)
-    with JudgePool(find_bwrap(), 1) as pool:
-        check_sandbox(pool)
+    with open_pool(isolation, 1) as pool:
         ruling = rule([problem], pool, limits, lambda _: None)[problem.problem_id]
         if ruling.fault:
             return f"the problem cannot be judged: {ruling.fault}\n"
         request = make_request(problem, program, ruling, limits, is_captured=True)
         ((_, outcome),) = pool.judge_all([("sample", request)])
-    judgement = read_outcome(outcome, problem, ruling)
+    judgement = read_outcome(outcome, problem, ruling, isolation.walls)
     told = {
         "verdict": ": ".join(part for part in (judgement.verdict, judgement.detail) if part),
         "mode": judgement.mode,

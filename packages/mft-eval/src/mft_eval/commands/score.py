@@ -1,6 +1,6 @@
 """Scoring a model's generations: references first, then every completion, one results object."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from mft_eval.commands.progress import Progress
 from mft_eval.errors import EvalError
 from mft_eval.generations.reading import Generations, read_generations
 from mft_eval.judging.gate import rule
+from mft_eval.judging.isolation import Isolation, check_pool
 from mft_eval.judging.judgement import Judgement, Limits, Ruling
 from mft_eval.judging.languages import check_toolchain
-from mft_eval.judging.machine import BEST_EFFORT, check_sandbox, missing_layers
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request, read_outcome
 from mft_eval.judging.ruling_cache import cache_path, read_rulings, write_rulings
@@ -22,7 +22,6 @@ from mft_eval.problems.problem import Problem, ProblemSet
 from mft_eval.problems.program import make_program
 from mft_eval.problems.reading import read_problems
 from mft_eval.problems.task_kind import TaskKind
-from mft_eval.sandbox.bubblewrap import find_bwrap
 from mft_eval.scoring.artifact import check_output
 from mft_eval.scoring.journal import Journal, check_no_journal, journal_path
 from mft_eval.scoring.results import make_header, make_results, problem_entry
@@ -44,11 +43,13 @@ class ScoreOptions:
     overwrite: bool
     resume: bool
     kind: TaskKind
-    isolation: str
+    isolation: Isolation
 
 
-def score(problems: str, generations: str, out: str, options: ScoreOptions) -> tuple[dict[str, Any], "Run"]:
-    """The results of judging the generations in a file (`-` for stdin) on the `problems`, and the run.
+def score(
+    problems: str, generations: str, out: str, options: ScoreOptions, pool: JudgePool
+) -> tuple[dict[str, Any], "Run"]:
+    """The results of judging the generations in a file (`-` for stdin) on the `problems` by `pool`, and the run.
 
     The run is to be finished once the results are written to `out` (`-` for stdout).
     """
@@ -69,8 +70,9 @@ def score(problems: str, generations: str, out: str, options: ScoreOptions) -> t
         check_toolchain(language)
     journal = Journal(journal_path(out), header, resume=options.resume) if out != "-" else None
     try:
+        rulings_path = cache_path(problem_set, options.limits, options.kind.name, options.isolation.walls)
         run = Run(given, options, journal)
-        run.judge([problem for _, problem in chosen], cache_path(problem_set, options.limits, options.kind.name))
+        run.judge([problem for _, problem in chosen], rulings_path, pool)
     except BaseException:
         if journal is not None:
             journal.close(is_finished=False)
@@ -84,7 +86,7 @@ def _of_kind(problem_set: ProblemSet, given: Generations, options: ScoreOptions)
     kind = options.kind.name
     if kind == "explain" and options.kind.explanations is None:
         raise EvalError("a program of the kind explain is written from an explanation", fix="give --explanations")
-    made = problems_of_kind(chosen, options.kind, options.num_workers)
+    made = problems_of_kind(chosen, options.kind, options.num_workers, options.isolation)
     unknown = sorted(given.completions.keys() - {problem.problem_id for problem in made})
     if unknown:
         what = f'problem "{unknown[0]}" cannot be made into the kind {kind}'
@@ -94,15 +96,12 @@ def _of_kind(problem_set: ProblemSet, given: Generations, options: ScoreOptions)
 
 def _settings(options: ScoreOptions, ks: tuple[int, ...]) -> dict[str, Any]:
     which, num_parts = options.part
-    missing: list[str] = []
-    if options.isolation == BEST_EFFORT:
-        with JudgePool(find_bwrap(), 1) as pool:
-            missing = missing_layers(pool)
     return {
         "timeout_seconds": options.limits.timeout_seconds,
         "memory_mb": options.limits.memory_mb,
-        "isolation": options.isolation,
-        "missing_layers": missing,
+        "isolation": options.isolation.name,
+        "walls": options.isolation.walls,
+        "missing_layers": list(options.isolation.missing_layers),
         "ks": list(ks),
         "part": f"{which}/{num_parts}",
         "kind": options.kind.name,
@@ -165,7 +164,7 @@ class Run:
         if self.journal:
             self.journal.close(is_finished=True)
 
-    def judge(self, problems: list[Problem], rulings_path: Path) -> None:
+    def judge(self, problems: list[Problem], rulings_path: Path, pool: JudgePool) -> None:
         """Fills rulings and judgements for `problems`; raises where a reference passes nowhere."""
         cached = read_rulings(rulings_path)
         for problem in problems:
@@ -177,11 +176,8 @@ class Run:
         unjudged = [sample for sample in samples if sample not in self.judgements]
         if not unruled and not unjudged:
             return
-        with (
-            JudgePool(find_bwrap(), self.options.num_workers) as pool,
-            Progress(len(unruled) + len(unjudged)) as progress,
-        ):
-            check_sandbox(pool, self.options.isolation)
+        with Progress(len(unruled) + len(unjudged)) as progress:
+            check_pool(self.options.isolation, pool)
             for problem_id, ruling in rule(unruled, pool, self.options.limits, progress.count).items():
                 self.rulings[problem_id] = ruling
                 if self.journal:
@@ -190,16 +186,34 @@ class Run:
                 write_rulings(rulings_path, cached | self.rulings)
             self._check_faults()
             left = [(by_id[problem_id], index) for problem_id, index in unjudged if not self.rulings[problem_id].fault]
-            late = []
-            for (problem, index), judgement in self._judged(left, pool):
-                if judgement.verdict == "timeout":
-                    late.append((problem, index))
-                else:
-                    self._keep(problem, index, judgement)
-                progress.count(judgement.verdict)
-            # A machine that was busy with others is no fault of the program's.
-            for (problem, index), judgement in self._judged(sorted(late, key=_order), pool, num_workers=1):
-                self._keep(problem, index, judgement)
+            self._judge_samples(left, pool, progress)
+
+    def _judge_samples(self, samples: list[tuple[Problem, int]], pool: JudgePool, progress: Progress) -> None:
+        failed: dict[Sample, tuple[Problem, Judgement]] = {}
+        for (problem, index), judgement in self._settled(samples, pool, progress.count):
+            if problem.base_test is not None and problem.base_test != problem.test and judgement.verdict != "passed":
+                failed[problem.problem_id, index] = (problem, judgement)
+            else:
+                base_verdict = "" if problem.base_test is None else judgement.verdict
+                self._keep(problem, index, replace(judgement, base_verdict=base_verdict))
+        # What passes all of a test passes its base; of the others it is tried by itself, with the whole time limit.
+        bases = [(replace(problem, test=problem.base_test), index) for (_, index), (problem, _) in failed.items()]
+        for (base, index), found in self._settled(bases, pool, lambda _: None):
+            problem, judgement = failed[base.problem_id, index]
+            self._keep(problem, index, replace(judgement, base_verdict=found.verdict))
+
+    def _settled(
+        self, samples: list[tuple[Problem, int]], pool: JudgePool, progressed: Callable[[str], None]
+    ) -> Iterator[tuple[tuple[Problem, int], Judgement]]:
+        """Each sample's judgement; those that ran out of time come last, judged again by themselves."""
+        late = []
+        for item, judgement in self._judged(samples, pool):
+            progressed(judgement.verdict)
+            if judgement.verdict == "timeout":
+                late.append(item)
+            else:
+                yield item, judgement
+        yield from self._judged(sorted(late, key=_order), pool, num_workers=1)
 
     def _check_faults(self) -> None:
         faults = {problem_id: ruling.fault for problem_id, ruling in self.rulings.items() if ruling.fault}
@@ -213,7 +227,7 @@ class Run:
     ) -> Iterator[tuple[tuple[Problem, int], Judgement]]:
         requests = (((problem, index), self._request(problem, index)) for problem, index in samples)
         for (problem, index), outcome in pool.judge_all(requests, num_workers=num_workers):
-            yield (problem, index), read_outcome(outcome, problem, self.rulings[problem.problem_id])
+            yield (problem, index), read_outcome(outcome, problem, self.rulings[problem.problem_id], pool.walls)
 
     def _request(self, problem: Problem, index: int) -> dict[str, Any]:
         program = make_program(self.given.completions[problem.problem_id][index], problem)

@@ -3,6 +3,7 @@
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+from mft_eval.commands.summary import isolation_notes
 from mft_eval.errors import EvalError
 from mft_eval.scoring.artifact import encode_json
 from mft_eval.scoring.tables import TABLES
@@ -19,9 +20,11 @@ def show(results: dict[str, Any], style: str) -> str:
 
 def _tables(results: dict[str, Any], style: str) -> str:
     names = list(results["pass_at_k"])
-    groups = [("all", results), *results["tags"].items()]
+    bases = [("base tests alone", results["base"])] if results["base"] else []
+    groups = [("all", results), *bases, *results["tags"].items()]
     rows = [[group, str(found["num_problems"]), *(_score(found, name) for name in names)] for group, found in groups]
-    text = TABLES[style](["problems", "count", *names], rows)
+    notes = "".join(f"{note}\n\n" for note in isolation_notes(results))
+    text = notes + TABLES[style](["problems", "count", *names], rows)
     measures = [[name, f"{value:.4f}"] for name, value in results["measures"].items()]
     text += "\n" + TABLES[style](["beside", "mean"], measures) if measures else ""
     verdicts = [[verdict, str(count)] for verdict, count in results["verdicts"].items() if count]

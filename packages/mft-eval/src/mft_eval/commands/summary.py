@@ -3,12 +3,25 @@
 from typing import Any
 
 
+def isolation_notes(results: dict[str, Any]) -> list[str]:
+    """What is to be said first where programs were not behind the whole sandbox."""
+    settings = results["settings"]
+    if settings["walls"] == "none":
+        return [
+            "WARNING: NO SANDBOX (--isolation none): programs could do and forge anything, no pass is to be trusted"
+        ]
+    missing = settings["missing_layers"]
+    return [f"best-effort isolation by {settings['walls']}, without: {', '.join(missing)}"] if missing else []
+
+
 def summary(results: dict[str, Any]) -> str:
     """Scores with their intervals, counts of verdicts, and whatever makes the scores less than they seem."""
-    lines = []
+    lines = isolation_notes(results)
     for name, value in results["pass_at_k"].items():
         interval = results["intervals"][name]
         lines.append(f"{name}: {value:.4f} ({interval['low']:.4f} to {interval['high']:.4f})")
+    if results["base"]:
+        lines += [f"{name}, base tests alone: {value:.4f}" for name, value in results["base"]["pass_at_k"].items()]
     lines += [f"{name}: {value:.4f}" for name, value in results["measures"].items()]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in results["verdicts"].items() if count)
     lines.append(f"{len(results['problems'])} problems: {counts}")

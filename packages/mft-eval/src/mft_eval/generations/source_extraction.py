@@ -1,4 +1,4 @@
-"""From a completion to a program in a language with braces: C++, JavaScript, Java or Rust."""
+"""From a completion to a program in a language with braces: C++, JavaScript, Java, Rust or Go."""
 
 import re
 
@@ -25,6 +25,9 @@ def extract_source(completion: str, entry_point: str, prompt: str) -> str:
         if opened and not re.search(rf"\bclass\s+{opened[1]}\b", chosen):
             # The method alone, of a class that the prompt opens.
             chosen = f"{opened[0].strip()}\n{chosen}}}\n"
+        if prompt.lstrip().startswith(("package ", "import ")) and re.search(r"\bfunc\b", prompt):
+            # Go: what a file imports follows from what it uses.
+            return chosen
         lacking = [line for line in _HEAD.findall(prompt) if line not in chosen]
         return "".join(f"{line}\n" for line in lacking) + chosen
     unfenced = completion.partition("```")[0]

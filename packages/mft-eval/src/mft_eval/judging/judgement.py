@@ -19,7 +19,7 @@ class Judgement:
     """A verdict (of `VERDICTS`), a short reason, the mode that judged and the program's seconds.
 
     `untrusted` says what a program written against this tool could have forged, empty where nothing. `measures` are
-    what the test found beside the verdict.
+    what the test found beside the verdict; `base_verdict` is that of the problem's base test, empty where it has none.
     """
 
     verdict: str
@@ -28,6 +28,7 @@ class Judgement:
     seconds: float
     untrusted: str = ""
     measures: dict[str, float] = field(default_factory=dict)
+    base_verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ fn main() {
     print!("{}", word);
 }
 """
+# A root that is told need not be found by /proc; nothing is fetched.
+_GO = ("env", "GOROOT={folder}/..", "GO111MODULE=off", "GOTOOLCHAIN=local", "CGO_ENABLED=0")
 LANGUAGES = {
     language.name: language
     for language in (
@@ -65,6 +67,15 @@ LANGUAGES = {
             "RLIMIT_DATA",
             64,
             {"main.rs": _RUST_MAIN},
+        ),
+        Language(
+            "go",
+            "go",
+            "program.go",
+            (*_GO, "{command}", "build", "-buildvcs=false", "-o", "main", "."),
+            ("./main",),
+            "RLIMIT_DATA",
+            64,
         ),
     )
 }

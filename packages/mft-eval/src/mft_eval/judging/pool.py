@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mft_eval.judging.server import START_SECONDS
-from mft_eval.sandbox.bubblewrap import server_commands
+from mft_eval.judging.deadlines import START_SECONDS
+from mft_eval.sandbox.bubblewrap import launch
 from mft_eval.sandbox.script_host import BUILD_SECONDS
+from mft_eval.sandbox.walls import NAMESPACES
 
 Key = TypeVar("Key")
 _CLEAN_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
@@ -41,14 +42,21 @@ class _Worker:
 
 
 class JudgePool:
-    """`num_workers` servers; a context manager that ends them and everything they started."""
+    """`num_workers` servers; a context manager that ends them and everything they started.
 
-    def __init__(self, bwrap_path: str, num_workers: int) -> None:
-        self._server_command, self._sandbox_command = server_commands(bwrap_path)
+    `walls` are those around each program: namespaces, Landlock or none.
+    """
+
+    def __init__(self, bwrap_path: str, num_workers: int, walls: str = NAMESPACES) -> None:
+        self._launch = launch(bwrap_path, walls)
+        self.walls = walls
         self._num_workers = num_workers
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "JudgePool":
+        # All of them now: they get ready while whoever asks does.
+        while len(self._workers) < self._num_workers:
+            self._workers.append(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,8 +73,6 @@ class JudgePool:
             for index in range(min(num_workers or self._num_workers, self._num_workers)):
                 if (item := next(pending, None)) is None:
                     break
-                if index == len(self._workers):
-                    self._workers.append(self._start())
                 self._workers[index].ask(*item)
                 selector.register(self._workers[index].process.stdout, selectors.EVENT_READ, index)
             while selector.get_map():
@@ -88,10 +94,10 @@ class JudgePool:
     def _start(self) -> _Worker:
         pipe = subprocess.PIPE
         process: Any = subprocess.Popen(
-            self._server_command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_CLEAN_ENVIRONMENT, cwd="/"
+            self._launch.server, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_CLEAN_ENVIRONMENT, cwd="/"
         )
         worker = _Worker(process)
-        process.stdin.write(json.dumps({"command": self._sandbox_command}).encode() + b"\n")
+        process.stdin.write(json.dumps(self._launch.settings).encode() + b"\n")
         return worker
 
     def _ready(self, selector: selectors.BaseSelector) -> list[int]:

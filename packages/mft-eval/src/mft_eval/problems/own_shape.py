@@ -11,7 +11,7 @@ from mft_eval.problems.sql_shapes import sql_messages, sql_test
 from mft_eval.problems.translation import LANGUAGE_TITLES
 
 # As judging's languages has them; a problem in another one is refused when it is read.
-LANGUAGE_NAMES = ("python", "cpp", "javascript", "java", "rust", "sql")
+LANGUAGE_NAMES = ("python", "cpp", "javascript", "java", "rust", "go", "sql")
 
 
 def own_problem(record: dict[str, Any], where: str) -> Problem:
@@ -78,7 +78,7 @@ def _test(record: dict[str, Any], language: str, setup: str, prompt: str, where:
     entry_point, script = text(record, "entry_point", where), text(record, "test", where)
     if language == "python":
         return PythonTest(entry_point, script, setup + preamble_of(prompt, entry_point))
-    return compiled_test(language, entry_point, script)
+    return compiled_test(language, entry_point, script, where=where)
 
 
 def _cases(cases: Any, where: str) -> tuple[tuple[str, str], ...]:

@@ -49,10 +49,14 @@ class SqlTest:
 
 @dataclass(frozen=True, slots=True)
 class CompiledTest:
-    """A test in the program's own language, which becomes a part of the program: `suffix` follows it."""
+    """A test in the program's own language, which becomes a part of the program: `suffix` follows it.
+
+    `files` are (name, content) of more source files that are built with it.
+    """
 
     entry_point: str
     suffix: str
+    files: tuple[tuple[str, str], ...] = ()
 
 
 Test = PythonTest | InputOutputTest | SqlTest | CompiledTest
@@ -66,7 +70,8 @@ class Problem:
     run's. `suffix_code` is what follows the completion, where it is to fill a gap; `buggy` a whole program to repair.
     With `is_for_tests` the completion is a test script. `source` is the language and code of a program, which with
     `is_translation` is to be translated;
-    `explanation` the words that the program is written from, and `docstring` those that they stand for.
+    `explanation` the words that the program is written from, and `docstring` those that they stand for. `base_test` is
+    the easier part of the test, where that has a score of its own.
     """
 
     problem_id: str
@@ -84,6 +89,7 @@ class Problem:
     is_translation: bool = False
     docstring: str = ""
     explanation: str | None = None
+    base_test: PythonTest | None = None
 
     @property
     def entry_point(self) -> str:

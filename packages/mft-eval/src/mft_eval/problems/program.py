@@ -1,6 +1,7 @@
 """The program that a completion stands for, given its problem."""
 
 from mft_eval.generations.extraction import extract_infill, extract_program
+from mft_eval.generations.go_source import go_file
 from mft_eval.generations.reading import Completion
 from mft_eval.generations.source_extraction import extract_source
 from mft_eval.generations.sql_extraction import extract_sql
@@ -19,4 +20,5 @@ def make_program(completion: Completion, problem: Problem) -> str:
     if problem.language == "sql":
         return extract_sql(completion.text)
     extract = extract_program if problem.language == "python" else extract_source
-    return extract(completion.text, problem.entry_point, problem.prompt_code)
+    program = extract(completion.text, problem.entry_point, problem.prompt_code)
+    return go_file(program) if problem.language == "go" and problem.entry_point else program

@@ -46,10 +46,12 @@ def mbpp_problem(record: dict[str, Any], where: str) -> Problem:
 
 
 def evalplus_problem(record: dict[str, Any], where: str) -> Problem:
-    """EvalPlus's shape: on every base and plus input the program must do what the reference does."""
+    """EvalPlus's shape: on every base and plus input the program must do what the reference does; base ones also count
+    by themselves.
+    """
     prompt, entry_point = text(record, "prompt", where), text(record, "entry_point", where)
     name, solution = task_id(record, where), text(record, "canonical_solution", where)
-    inputs = [*_inputs(record, "base_input", where), *_inputs(record, "plus_input", where)]
+    base, plus = _inputs(record, "base_input", where), _inputs(record, "plus_input", where)
     atol = record.get("atol", 0)
     if isinstance(atol, bool) or not isinstance(atol, (int, float)):
         raise EvalError('"atol" is not a number', where=where)
@@ -62,22 +64,28 @@ def evalplus_problem(record: dict[str, Any], where: str) -> Problem:
     else:
         messages = user_message(f"{_COMPLETE}\n\n```python\n{prompt.strip()}\n```")
     check = {
-        "inputs": json.dumps(inputs),
         "steps": STEPS_BY_TASK.get(name, ()),
         "reference": reference,
         "entry_point": entry_point,
         "atol": float(atol),
         "is_mbpp": is_mbpp,
     }
-    arguments = ", ".join(f"{key}={value!r}" for key, value in check.items())
-    script = f"from mft_eval.judging.differential import check_inputs\ncheck_inputs({entry_point}, {arguments})\n"
+    preamble = "" if is_mbpp else preamble_of(prompt, entry_point)
     return Problem(
         problem_id=name,
         messages=messages,
         prompt_code="" if is_mbpp else prompt,
-        test=PythonTest(entry_point, script, "" if is_mbpp else preamble_of(prompt, entry_point)),
+        test=PythonTest(
+            entry_point, _check_script(entry_point, {"inputs": json.dumps([*base, *plus]), **check}), preamble
+        ),
         reference=reference,
+        base_test=PythonTest(entry_point, _check_script(entry_point, {"inputs": json.dumps(base), **check}), preamble),
     )
+
+
+def _check_script(entry_point: str, check: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value!r}" for key, value in check.items())
+    return f"from mft_eval.judging.differential import check_inputs\ncheck_inputs({entry_point}, {arguments})\n"
 
 
 def _inputs(record: dict[str, Any], key: str, where: str) -> list[Any]:

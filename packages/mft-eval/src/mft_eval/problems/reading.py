@@ -92,7 +92,8 @@ def _parse(line: bytes, where: str) -> Problem:
         _check_python("test", problem.test.script, where)
         _check_python("preamble", problem.test.preamble, where)
         preamble = problem.test.preamble + _imports_for(problem.test, problem.reference)
-        return replace(problem, test=replace(problem.test, preamble=preamble))
+        base_test = problem.base_test and replace(problem.base_test, preamble=preamble)
+        return replace(problem, test=replace(problem.test, preamble=preamble), base_test=base_test)
     return problem
 
 

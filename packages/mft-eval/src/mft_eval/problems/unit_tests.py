@@ -41,6 +41,7 @@ def unit_test_problem(problem: Problem, mutants: Sequence[str]) -> Problem:
         test=PythonTest("run", script),
         reference=wrap_tests(problem.test.preamble + problem.test.script),
         is_for_tests=True,
+        base_test=None,
     )
 
 

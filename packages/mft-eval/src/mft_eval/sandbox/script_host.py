@@ -11,15 +11,23 @@ from mft_eval.wire.codec import MAX_PAYLOAD_BYTES, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 BUILD_SECONDS = 60
 _MOST_OUTPUT_BYTES = MAX_PAYLOAD_BYTES - 2**16
 _SAID = 2000
+# Its keeper is the first process there.
+_HOST_IN_NAMESPACE = 2
 
 
 def run_scripts(
-    incoming: int, outgoing: int, files: dict[str, str], build: tuple[str, ...], run: tuple[str, ...]
+    incoming: int,
+    outgoing: int,
+    raise_own_wall: Callable[[], None],
+    files: dict[str, str],
+    build: tuple[str, ...],
+    run: tuple[str, ...],
 ) -> None:
     """Answers ("built", 0, status, what the compiler said), then each input with ("output", number, status, stdout).
 
@@ -29,7 +37,7 @@ def run_scripts(
     for name, content in files.items():
         with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:  # noqa: PTH123
             file.write(content)
-    status, said = (0, b"") if not build else _run(build, b"", BUILD_SECONDS, is_stderr_kept=True)
+    status, said = (0, b"") if not build else _run(build, b"", BUILD_SECONDS, lambda: None, is_stderr_kept=True)
     _send(outgoing, ("built", 0, status, said[:_SAID].decode("utf-8", "replace")))
     while True:
         try:
@@ -37,7 +45,7 @@ def run_scripts(
         except EOFError:
             return
         _, number, given, cpu_seconds = message
-        status, output = _run(run, given, cpu_seconds, is_stderr_kept=False)
+        status, output = _run(run, given, cpu_seconds, raise_own_wall, is_stderr_kept=False)
         is_cut = len(output) > _MOST_OUTPUT_BYTES
         _send(outgoing, ("output", number, None if is_cut else status, output[:_MOST_OUTPUT_BYTES]))
 
@@ -46,7 +54,9 @@ def _send(outgoing: int, message: tuple[Any, ...]) -> None:
     write_frame(outgoing, encode(message, [], is_exact=True)[0])
 
 
-def _run(command: tuple[str, ...], given: bytes, cpu_seconds: int, *, is_stderr_kept: bool) -> tuple[int, bytes]:
+def _run(
+    command: tuple[str, ...], given: bytes, cpu_seconds: int, raise_wall: Callable[[], None], *, is_stderr_kept: bool
+) -> tuple[int, bytes]:
     """The status and output of one process; files, not pipes, so that neither end waits for the other."""
     stdin, stdout = os.memfd_create("stdin"), os.memfd_create("stdout")
     os.pwrite(stdin, given, 0)
@@ -58,6 +68,7 @@ def _run(command: tuple[str, ...], given: bytes, cpu_seconds: int, *, is_stderr_
             if is_stderr_kept:
                 os.dup2(stdout, 2)
             resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+            raise_wall()
             os.execvp(command[0], command)  # noqa: S606
         finally:
             os._exit(127)
@@ -70,7 +81,9 @@ def _run(command: tuple[str, ...], given: bytes, cpu_seconds: int, *, is_stderr_
 
 
 def _kill_others() -> None:
-    """Kills every process of the sandbox but this one and its first."""
+    """Kills every process of the sandbox but this one and its first; without a pid namespace there are no others."""
+    if os.getpid() != _HOST_IN_NAMESPACE:
+        return
     try:
         os.kill(-1, signal.SIGKILL)
     except ProcessLookupError:

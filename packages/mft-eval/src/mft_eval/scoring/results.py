@@ -52,15 +52,21 @@ def problem_entry(
         "reason": ruling.reason,
         "time_factor": ruling.time_factor,
         "num_samples": len(samples),
-        "num_correct": sum(sample["verdict"] == "passed" for sample in samples),
+        "num_correct": _num_passed(samples, "verdict"),
+        "num_base_correct": None if problem.base_test is None else _num_passed(samples, "base_verdict"),
         "samples": samples,
     }
+
+
+def _num_passed(samples: Sequence[dict[str, Any]], field: str) -> int:
+    return sum(sample[field] == "passed" for sample in samples)
 
 
 def _sample(sample_index: int, judgement: Judgement, measures: Mapping[str, float]) -> dict[str, Any]:
     return {
         "sample_index": sample_index,
         "verdict": judgement.verdict,
+        "base_verdict": judgement.base_verdict or None,
         "detail": judgement.detail,
         "untrusted": judgement.untrusted,
         "measures": dict(sorted({**judgement.measures, **measures}.items())),
@@ -80,6 +86,7 @@ def make_results(
         "num_missing": num_missing,
         "broken": broken,
         **scores(problems, ks),
+        "base": _base_scores(problems, ks),
         "measures": mean_measures(problems),
         "tags": {tag: scores([problem for problem in problems if tag in problem["tags"]], ks) for tag in tags},
         "verdicts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
@@ -88,13 +95,22 @@ def make_results(
     }
 
 
-def scores(problems: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, Any]:
-    """`pass_at_k` and `intervals` of some problems, at least one, each of which has at least max(`ks`) samples."""
+def scores(problems: Sequence[dict[str, Any]], ks: Sequence[int], counted: str = "num_correct") -> dict[str, Any]:
+    """`pass_at_k` and `intervals` of some problems, at least one, each of which has at least max(`ks`) samples.
+
+    `counted` is the field that says how many of them are right.
+    """
     pass_at_k, intervals = {}, {}
     is_one_sample_each = all(problem["num_samples"] == 1 for problem in problems)
     for k in ks:
-        estimates = [estimate_pass_at_k(problem["num_samples"], problem["num_correct"], k) for problem in problems]
+        estimates = [estimate_pass_at_k(problem["num_samples"], problem[counted], k) for problem in problems]
         method, interval = score_interval(estimates, is_one_sample_each=is_one_sample_each)
         pass_at_k[f"pass@{k}"] = math.fsum(estimates) / len(estimates)
         intervals[f"pass@{k}"] = {"method": method, "low": interval[0], "high": interval[1]}
     return {"num_problems": len(problems), "pass_at_k": pass_at_k, "intervals": intervals}
+
+
+def _base_scores(problems: Sequence[dict[str, Any]], ks: Sequence[int]) -> dict[str, Any] | None:
+    """The scores by the base tests alone, of the problems that have them."""
+    based = [problem for problem in problems if problem["num_base_correct"] is not None]
+    return scores(based, ks, "num_base_correct") if based else None

@@ -1,0 +1,1 @@
+"""What the commands are called with and what they write; each imports its use-case when it is called."""

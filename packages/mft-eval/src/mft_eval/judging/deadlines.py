@@ -1,0 +1,3 @@
+"""How long what surrounds a program may take."""
+
+START_SECONDS = 30

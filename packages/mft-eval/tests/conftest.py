@@ -80,16 +80,22 @@ def ordinary_user(tmp_path):
         return []
     if shutil.which("setpriv") is None:
         pytest.skip("no setpriv on this machine")
-    prefix = [find_bwrap(), "--die-with-parent", "--cap-add", "ALL", "--dev-bind", "/", "/", "--perms", "0755"]
-    prefix += ["--tmpfs", "/root"]
-    for folder in {sys.base_prefix, sys.prefix, str(Path(__file__).parents[3]), str(tmp_path)}:
+    prefix = [find_bwrap(), "--die-with-parent", "--cap-add", "ALL", "--dev-bind", "/", "/"]
+    # Every run of pytest closes the folder above its own to others.
+    closed = ("/root", str(tmp_path.parents[1]))
+    for folder in closed:
+        prefix += ["--perms", "0755", "--tmpfs", folder]
+    shown = {sys.base_prefix, sys.prefix, str(Path(__file__).parents[3]), str(tmp_path)}
+    rustup = Path(os.environ.get("RUSTUP_HOME") or Path.home() / ".rustup")
+    if rustup.is_dir():
+        shown.add(str(rustup))
+        prefix += ["--setenv", "RUSTUP_HOME", str(rustup)]
+    for folder in sorted(shown):
         # Folders above a mount point are made readable by their owner alone unless they are named.
-        above = [str(parent) for parent in Path(folder).parents if parent.is_relative_to("/root")][::-1]
-        prefix += [word for parent in above for word in ("--perms", "0755", "--dir", parent)]
+        above = [str(parent) for parent in Path(folder).parents if any(map(parent.is_relative_to, closed))]
+        prefix += [word for parent in reversed(above) for word in ("--perms", "0755", "--dir", parent)]
         prefix += ["--bind", folder, folder]
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+    tmp_path.chmod(0o755)
     cache = tmp_path / "cache-of-user"
     cache.mkdir(mode=0o777)
     cache.chmod(0o777)

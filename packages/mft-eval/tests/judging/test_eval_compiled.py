@@ -1,7 +1,6 @@
-"""Tests that are a part of the program, in C++ and JavaScript: what is caught, and that every pass is marked."""
+"""Tests that are a part of the program, in C++ and JavaScript: every pass is marked; the sweep has the hostile ones."""
 
 import shutil
-import time
 
 import pytest
 
@@ -109,18 +108,6 @@ JAVASCRIPT = {
     "comments the tests out": ("function twice(x) { return 0; } /*", "exception"),
     "is empty": ("", "exception"),
 }
-EVERY = [("cpp", name) for name in CPP] + [("javascript", name) for name in JAVASCRIPT]
-
-
-@pytest.mark.parametrize(("language", "name"), EVERY)
-def test_the_judge_is_not_fooled_by_a_program_that(judge_source, language, name):
-    program, verdict = {"cpp": CPP, "javascript": JAVASCRIPT}[language][name]
-    start = time.monotonic()
-    judgement = judge_source(language, program)
-    assert judgement.verdict == verdict, judgement
-    assert time.monotonic() - start < 60
-
-
 # What no judge can tell where the tests are a part of the program: listed in the README, and marked in the results.
 FORGERIES = {
     "cpp": "#include <cstdio>\n#include <cstdlib>\nint twice(int) {\n    char word[64];\n"

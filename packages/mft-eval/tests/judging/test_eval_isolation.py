@@ -135,3 +135,12 @@ def test_strict_holds_as_an_ordinary_user(problems, ordinary_user):
     assert done.returncode == 0, done.stderr
     settings = json.loads(done.stdout)["settings"]
     assert (settings["isolation"], settings["missing_layers"]) == ("strict", [])
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_clear_error(problems, tmp_path, ordinary_user):
+    if not ordinary_user:
+        pytest.skip("a folder of root's is closed to others, and nobody is root here")
+    command = [*ordinary_user, Path(sys.executable).parent / "mft-eval", "score", problems, "-", "--timings"]
+    done = subprocess.run([*command, tmp_path / "t.jsonl"], input=ANSWER, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "cannot write" in done.stderr

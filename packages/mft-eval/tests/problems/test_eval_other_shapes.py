@@ -166,7 +166,7 @@ class Evil:
         (OWN_CPP | {"test": "x"}, 'either "test" or "cases"'),
         (MULTIPLE_CPP | {"language": "r"}, 'the language is "r"'),
         (MULTIPLE_CPP | {"prompt": "int x;"}, "does not end in the head of a function"),
-        (HUMANEVAL_X_CPP | {"task_id": "Go/1"}, 'the language is "Go"'),
+        (HUMANEVAL_X_CPP | {"task_id": "Perl/1"}, 'the language is "Perl"'),
         (APPS | {"input_output": "{"}, '"input_output" is not JSON'),
         (APPS | {"input_output": '{"inputs": [], "outputs": []}'}, "no inputs and outputs of one length"),
         (LIVECODEBENCH | {"private_test_cases": "%"}, "cannot be unpacked"),

@@ -1,6 +1,7 @@
 """From a completion to a program: which of a model's text is code, and what of the prompt goes before it."""
 
 import ast
+import functools
 import re
 import textwrap
 import warnings
@@ -12,6 +13,8 @@ _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>\n*", re.DOT
 _FIRST_CODE = re.compile(r"^(?:import |from \S+ import |def |class |async def |@\w|[A-Za-z_]\w* *= *\S)", re.MULTILINE)
 _IMPORTS = (ast.Import, ast.ImportFrom)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+# One pattern for every name: compiling one for each costs more than looking for it.
+_DEFINED = re.compile(r"^(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|^(\w+)[ \t]*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
@@ -186,17 +189,17 @@ def cut_at_top_level(prompt: str, completion: str) -> str:
 
 
 def _definition_start(code: str, entry_point: str) -> int | None:
-    name = re.escape(entry_point)
-    match = re.search(
-        rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*(?::[^=\n]+)?=(?!=)", code, re.MULTILINE
-    )
-    return match.start() if match else None
+    for match in _DEFINED.finditer(code):
+        if entry_point in (match[1], match[2]):
+            return match.start()
+    return None
 
 
 def _starts_indented(text: str) -> bool:
     return text.lstrip("\r\n")[:1] in (" ", "\t") and bool(text.strip())
 
 
+@functools.lru_cache(maxsize=64)
 def _parses(code: str) -> bool:
     try:
         _tree(code)

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import functools
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,23 @@ class PythonTest:
     script: str
     preamble: str = ""
 
-    @cached_property
+    @property
     def names(self) -> list[str]:
         """The names that the script may look up in the program, sorted."""
-        loaded = {node.id for node in ast.walk(ast.parse(self.script)) if isinstance(node, ast.Name)}
-        return sorted((loaded - set(vars(builtins))) | {self.entry_point})
+        return sorted(_looked_up(self.script) | {self.entry_point})
+
+
+@functools.cache
+def _looked_up(script: str) -> frozenset[str]:
+    """The names in a script that are not built in, kept for as long as the process lives, as the scripts are."""
+    loaded = {node.id for node in ast.walk(parsed(script)) if isinstance(node, ast.Name)}
+    return frozenset(loaded - set(vars(builtins)))
+
+
+@functools.lru_cache(maxsize=8)
+def parsed(code: str) -> ast.Module:
+    """The tree of `code`, which is to be read only: what asks next for the same one gets it."""
+    return ast.parse(code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from mft_eval.errors import EvalError
 from mft_eval.problems.contest_shapes import apps_problem, livecodebench_problem
 from mft_eval.problems.language_shapes import humaneval_x_problem, multiple_problem
 from mft_eval.problems.own_shape import own_problem
-from mft_eval.problems.problem import Problem, ProblemSet, PythonTest
+from mft_eval.problems.problem import Problem, ProblemSet, PythonTest, parsed
 from mft_eval.problems.python_shapes import evalplus_problem, humaneval_problem, mbpp_problem
 from mft_eval.problems.sql_shapes import sql_create_context_problem
 
@@ -99,9 +99,9 @@ def _parse(line: bytes, where: str) -> Problem:
 
 def _imports_for(test: PythonTest, reference: str) -> str:
     """The reference's imports of names that its test looks up: they are the problem's, not the program's to give."""
-    preamble = _bound_names(ast.parse(test.preamble))
+    preamble = _bound_names(parsed(test.preamble))
     lines = []
-    for node in ast.parse(reference).body:
+    for node in parsed(reference).body:
         bound = _bound_names(ast.Module([node], [])) - preamble
         if isinstance(node, ast.Import | ast.ImportFrom) and bound & set(test.names) - {test.entry_point}:
             lines.append(f"{ast.unparse(node)}\n")
@@ -128,6 +128,6 @@ def _nearest(record: dict[str, Any]) -> str:
 
 def _check_python(what: str, code: str, where: str) -> None:
     try:
-        ast.parse(code)
+        parsed(code)
     except (SyntaxError, ValueError) as error:
         raise EvalError(f"the {what} is not Python: {error}", where=where) from error

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -38,5 +39,6 @@ def write_file(content: bytes, out: str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise EvalError(f"cannot write the results: {error.strerror}", where=out) from error

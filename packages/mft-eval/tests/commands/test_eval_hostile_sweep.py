@@ -1,0 +1,341 @@
+"""Every hostile program against every kind of task in a few runs, as root and as an ordinary user, and a sweep after.
+
+None passes that should not, unless it is marked; none outlives its deadline; what right programs between them get is
+what they get alone; no process, file, shared memory or socket is left.
+"""
+
+import ctypes
+import json
+import os
+import runpy
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from mft_eval.judging.languages import LANGUAGES, toolchain_path
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+JUDGING = Path(__file__).parents[1] / "judging"
+USERS = ("root", "ordinary")
+_PR_SET_CHILD_SUBREAPER = 36
+# Files of the sandboxes' user, or of the ordinary one.
+OWNERS = (65534, 12345)
+PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/dev/mqueue")
+LATE_SECONDS = 2.0
+SECONDS = 0.3
+
+LEAVING = {
+    "leaves System V memory": "import ctypes\nctypes.CDLL(None).shmget(7, 4096, 0o1666)\ndef f(x): return 1",
+    "leaves a queue": "import ctypes\nctypes.CDLL(None).mq_open(b'/left', 0o102, 0o666, None)\ndef f(x): return 1",
+    "leaves a socket": "import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0mft-eval-left')\ns.listen()\n"
+    "def f(x): return 1",
+    "leaves a file everywhere": "import os\nfor place in ('/tmp', '/dev/shm', '/var/tmp', '/run', '/'):\n"
+    "    try: open(place + '/left', 'w').close()\n    except OSError: pass\ndef f(x): return 1",
+    "leaves a daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(99)\n"
+    "    os._exit(0)\ndef f(x): return 1",
+}
+CPP = "int main() {\n    assert(twice(2) == 4);\n    assert(twice(-1) == -2);\n}\n"
+JAVASCRIPT = (
+    "const assert = require('node:assert');\nassert.deepEqual(twice(2), 4);\nconsole.assert(twice(-1) === -2);\n"
+)
+JAVA = (
+    "class MainTests {\n    public static void main(String[] args) {\n"
+    "        if (Twice.twice(2) != 4 || Twice.twice(-1) != -2) throw new AssertionError();\n    }\n}\n"
+)
+RUST = "#[test]\nfn test_twice() {\n    assert_eq!(twice(2), 4);\n    assert_eq!(twice(-1), -2);\n}\n"
+GO = (
+    "func TestTwice(t *testing.T) {\n    if twice(2) != 4 || twice(-1) != -2 {\n        t.Fatal()\n    }\n}\n"
+    "func TestAgain(t *testing.T) {\n    if twice(3) != 6 {\n        t.Fatal()\n    }\n}\n"
+)
+CLAMP = "def clamp(x, low, high):\n    if x < low: return low\n    if x > high: return high\n    return x\n"
+# Language -> its test, a right program, and hostile ones.
+COMPILED = {
+    "java": (
+        JAVA,
+        "class Twice { static int twice(int x) { return x + x; } }",
+        {
+            "is wrong": "class Twice { static int twice(int x) { return x; } }",
+            "leaves": "class Twice { static int twice(int x) { System.exit(0); return 0; } }",
+            "never ends": "class Twice { static int twice(int x) { for (;;); } }",
+            "reads a secret": "import java.nio.file.*;\nclass Twice { static int twice(int x) { "
+            'try { return Files.size(Path.of("/etc/passwd")) > 0 ? x + x : 0; } '
+            "catch (Exception e) { return 0; } } }",
+            "is empty": "",
+        },
+    ),
+    "rust": (
+        RUST,
+        "pub fn twice(x: i32) -> i32 { x + x }",
+        {
+            "is wrong": "pub fn twice(x: i32) -> i32 { x }",
+            "leaves": "pub fn twice(_: i32) -> i32 { std::process::exit(0) }",
+            "never ends": "pub fn twice(_: i32) -> i32 { loop {} }",
+            "reads a secret": "pub fn twice(x: i32) -> i32 { "
+            'std::fs::read("/etc/passwd").map(|_| x + x).unwrap_or(0) }',
+            "includes a secret": 'const S: &str = include_str!("/etc/passwd");\npub fn twice(x: i32) -> i32 { x + x }',
+            "leaves a child": "pub fn twice(_: i32) -> i32 {\n"
+            '    std::process::Command::new("sleep").arg("99").spawn().map(|_| 0).unwrap_or(1) }',
+            "is empty": "",
+        },
+    ),
+    "go": (
+        GO,
+        "package main\n\nfunc twice(x int) int { return x + x }\n",
+        {
+            "is wrong": "package main\n\nfunc twice(x int) int { return x }\n",
+            "is wrong in the last test": "package main\n\n"
+            "func twice(x int) int { if x == 3 { return 0 }; return x + x }\n",
+            "leaves": 'package main\n\nimport "os"\n\nfunc twice(x int) int { os.Exit(0); return 0 }\n',
+            "leaves while it starts": 'package main\n\nimport "os"\n\nfunc init() { os.Exit(0) }\n'
+            "func twice(x int) int { return 0 }\n",
+            "ends its goroutine": 'package main\n\nimport "runtime"\n\n'
+            "func twice(x int) int { runtime.Goexit(); return 0 }\n",
+            "panics": "package main\n\nfunc twice(x int) int { panic(1) }\n",
+            "never ends": "package main\n\nfunc twice(x int) int { for { } }\n",
+            "reads a secret": 'package main\n\nimport "os"\n\nfunc twice(x int) int {\n'
+            '    if _, err := os.ReadFile("/etc/passwd"); err == nil { return x + x }\n    return 0\n}\n',
+            "is empty": "",
+        },
+    ),
+}
+
+
+def others(name):
+    return runpy.run_path(str(JUDGING / name))
+
+
+def tables():
+    """Problem id -> its record, a right program, and the hostile ones by name."""
+    attacks = others("test_eval_hostile.py")["ATTACKS"]
+    functions = {name: textwrap.dedent(program) for name, (program, _) in attacks.items()} | LEAVING
+    waiting = {name for name, (_, verdict) in attacks.items() if verdict == "timeout"} - WAITING
+    quick = {name: program for name, program in functions.items() if name not in waiting}
+    calls = {name: f"{program}\nprint(f(int(input())))\n" for name, program in quick.items()}
+    # It finds its own file, and then its answer is right.
+    del calls["reads what other programs left"]
+    scripts, sql = others("test_eval_scripts.py"), others("test_eval_sql.py")
+    beside, compiled = others("test_eval_beside.py"), others("test_eval_compiled.py")
+    square, test = "def f(x):\n    return x * x\n", "assert f(2) == 4\nassert f(3) == 9\n"
+    fields = {"prompt": "Write f.", "entry_point": "f", "timeout_seconds": SECONDS}
+    cases = [{"input": given, "output": expected} for given, expected in scripts["CASES"].cases]
+    squares = [{"input": "2\n", "output": "4\n"}, {"input": "3\n", "output": "9\n"}]
+    stdin = {"prompt": "Print.", "timeout_seconds": SECONDS}
+    query = sql["QUESTIONS"]["filter"][0]
+    made = {
+        "outside": (fields | {"test": test, "reference": square}, square, functions),
+        "inside": (
+            fields | {"test": f"import inspect\nassert inspect.isfunction(f)\n{test}", "reference": square},
+            square,
+            quick,
+        ),
+        "generator inside": (
+            fields
+            | {
+                "test": "import inspect\nassert inspect.isgeneratorfunction(f)\n"
+                "assert next(f(2)) == 4\nassert sum(f(3)) == 9\n",
+                "reference": beside["REFERENCE"],
+            },
+            beside["REFERENCE"],
+            {name: textwrap.dedent(program) for name, (program, _) in beside["ATTACKS"].items()},
+        ),
+        "stdin": (
+            stdin | {"cases": cases, "reference": scripts["SUM"]},
+            scripts["SUM"],
+            {name: program for name, (program, _) in scripts["HOSTILE"].items()},
+        ),
+        "stdin of functions": (
+            stdin | {"cases": squares, "reference": f"{square}print(f(int(input())))"},
+            f"{square}print(f(int(input())))",
+            calls,
+        ),
+        "sql": (
+            {"prompt": "Who?", "language": "sql", "setup": sql["SCHEMA"], "reference": query, "timeout_seconds": 1.0},
+            query,
+            sql["HOSTILE"],
+        ),
+    }
+    own = {"prompt": "Write twice.", "entry_point": "twice", "timeout_seconds": 1.5}
+    languages = {
+        "cpp": (CPP, compiled["RIGHT"]["cpp"], {name: found[0] for name, found in compiled["CPP"].items()}),
+        "javascript": (
+            JAVASCRIPT,
+            compiled["RIGHT"]["javascript"],
+            {name: found[0] for name, found in compiled["JAVASCRIPT"].items()},
+        ),
+        **COMPILED,
+    }
+    for language, (tests, right, hostile) in languages.items():
+        if toolchain_path(LANGUAGES[language]) is not None:
+            entry = {"entry_point": "Twice"} if language == "java" else {}
+            made[language] = (own | entry | {"language": language, "test": tests, "reference": right}, right, hostile)
+    return made
+
+
+# Passes where test and program share an interpreter, and marked there: they lie to a test that asks them, or read it.
+FORGED_INSIDE = {
+    "overrides equality",
+    "returns an object equal to all",
+    "reads frames",
+    "returns a subclass of list equal to all",
+    "returns a float that lies",
+    "returns a class equal to all",
+    "returns an iterator that lies",
+    "lies about its class",
+    "calls its class Fraction",
+}
+# What waits for its deadline does so in every kind; these stand for the others.
+WAITING = {"never returns", "ignores signals and sleeps", "leaves a daemon"}
+
+
+# On a busy machine a program may also run out of time.
+EXACT = {
+    language: {name: verdict for name, (_, verdict) in others("test_eval_compiled.py")[language.upper()].items()}
+    for language in ("cpp", "javascript")
+}
+
+
+def is_text(program):
+    try:
+        program.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write(folder, made):
+    """The problems and the generations, a right program before every fourth hostile one; the names of the samples."""
+    problems, generations, named = [], [], {}
+    for problem_id, (record, right, hostile) in made.items():
+        problems.append({"problem_id": problem_id, **record})
+        names = named[problem_id] = []
+        for number, (name, program) in enumerate(hostile.items()):
+            if is_text(program):
+                for chosen, text in [(None, right)] * (number % 4 == 0) + [(name, program)]:
+                    names.append(chosen)
+                    generations.append({"task_id": problem_id, "solution": text})
+    for name, lines in (("problems.jsonl", problems), ("generations.jsonl", generations)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / name).chmod(0o644)
+    return named
+
+
+def children():
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        # An ended one is for its parent to collect, whoever that becomes.
+        if int(fields[1]) == os.getpid() and fields[0] != "Z":
+            found.append(int(folder.name))
+    return set(found)
+
+
+def left_behind():
+    files = {
+        str(path)
+        for place in PLACES
+        if os.access(place, os.R_OK)
+        for path in Path(place).glob("*")
+        if path.lstat().st_uid in OWNERS or path.name.startswith("mft-eval-")
+    }
+    memory = {
+        line.split()[1]
+        for kind in ("shm", "sem", "msg")
+        for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines()[1:]
+        if set(map(str, OWNERS)) & set(line.split())
+    }
+    sockets = {line for line in Path("/proc/net/unix").read_text().splitlines() if "mft-eval-left" in line}
+    return files | memory | sockets
+
+
+def score(command, folder, out, *options):
+    arguments = [folder / "problems.jsonl", folder / "generations.jsonl", "-", "--timings", out / "timings.jsonl"]
+    arguments += ["--overwrite", "--memory-mb", "1024", *options]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
+    return json.loads(done.stdout)["problems"], {(t["problem_id"], t["sample_index"]): t["seconds"] for t in timings}
+
+
+@pytest.fixture
+def sweep():
+    """Whatever a run leaves behind becomes a child of this process, which then finds it."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before, running = left_behind(), children()
+    yield
+    deadline = time.monotonic() + 10
+    while (children() - running) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    assert not children() - running
+    assert left_behind() <= before
+
+
+def check(problems, seconds, named, made):
+    faults = []
+    for problem in problems:
+        problem_id, record = problem["problem_id"], made[problem["problem_id"]][0]
+        deadline = record.get("timeout_seconds", 10) * problem["time_factor"] * max(1, len(record.get("cases", ())))
+        for name, sample in zip(named[problem_id], problem["samples"], strict=True):
+            told = (problem_id, name, sample["verdict"], sample["detail"])
+            is_passed = sample["verdict"] == "passed"
+            if name is None and not is_passed:
+                faults.append(("a right program", *told))
+            elif (
+                name is not None
+                and is_passed
+                and not (problem_id == "inside" and sample["untrusted"] and name in FORGED_INSIDE)
+            ):
+                faults.append(("passed", *told))
+            elif sample["verdict"] == "harness-error":
+                faults.append(("no verdict", *told))
+            if name in EXACT.get(problem_id, {}) and sample["verdict"] not in (EXACT[problem_id][name], "timeout"):
+                faults.append(("another verdict", *told))
+            if seconds[problem_id, sample["sample_index"]] > deadline + LATE_SECONDS:
+                faults.append(("late", *told))
+    assert not faults, "\n".join(map(str, faults))
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_nothing_hostile_gets_through_in_any_kind(tmp_path, sweep, ordinary_user, user):
+    if user == "root" and os.geteuid() != 0:
+        pytest.skip("nobody is root here")
+    made = tables()
+    named = write(tmp_path, made)
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    command = [*(ordinary_user if user == "ordinary" else []), Path(sys.executable).parent / "mft-eval", "score"]
+    check(*score(command, tmp_path, out), named, made)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_no_hostile_unit_tests_get_through(tmp_path, sweep, ordinary_user, user):
+    if user == "root" and os.geteuid() != 0:
+        pytest.skip("nobody is root here")
+    units = others("test_eval_unit_tests.py")
+    wrap = units["wrap_tests"]
+    hostile = {name: wrap(textwrap.dedent(script)) for name, (script, _) in units["HOSTILE"].items()}
+    functions = tables()["inside"][2]
+    hostile |= {f"function that {name}": wrap(program) for name, program in functions.items()}
+    record = {
+        "prompt": "Write clamp.",
+        "entry_point": "clamp",
+        "reference": CLAMP,
+        "test": units["OWN"],
+        "timeout_seconds": SECONDS,
+    }
+    made = {"clamp": (record, wrap(units["OWN"]), hostile)}
+    named = write(tmp_path, made)
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    command = [*(ordinary_user if user == "ordinary" else []), Path(sys.executable).parent / "mft-eval", "score"]
+    check(*score(command, tmp_path, out, "--kind", "tests"), named, made)

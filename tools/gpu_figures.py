@@ -47,7 +47,7 @@ def main() -> None:
     import torch
 
     kind, folder, seconds, *pairs = sys.argv[1:]
-    device = torch.device(kind)
+    device = torch.device("cuda:0" if kind == "cuda" else "cpu")
     deadline = time.monotonic() + float(seconds)
     gemm = gemm_flops(device)
     for pair in pairs:
@@ -71,6 +71,7 @@ class Bench:
         self.rows = random_rows(SEQ_LENGTH[self.is_tiny], self.shape["vocab_size"])
         self.checkpointing = False
         self.first_loss: float | None = None
+        self.too_large: str | None = None
 
     def run(self) -> None:
         """Prints what each loop did."""
@@ -113,6 +114,7 @@ class Bench:
         config, dataset = self.config(), self.dataset()
         compute = self.settled(config, dataset)
         engine = start_engine(config, World(), compute)
+        compute = replace(compute, device=engine.accelerator.device)
         self.reset_peak()
         model = load_model(config, compute, dataset)
         model, optimizer = engine.prepare(model, lambda model: build_optimizer(model, config))
@@ -239,9 +241,11 @@ class Bench:
         )
 
     def need_parts(self) -> None:
-        """Raises SkippedError for a method that lacks a package."""
+        """Raises SkippedError for a method that lacks a package, or is known not to fit."""
         import importlib.util
 
+        if self.too_large:
+            raise SkippedError(self.too_large)
         if self.method == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
             raise SkippedError("bitsandbytes is not installed (`tools/gpu_wheels DIR --with-bitsandbytes`)")
 
@@ -300,7 +304,8 @@ class Bench:
         compute = settle_checkpointing(config, compute, dataset, 1, free, is_talking=False)
         needed = estimate_memory(config, compute, dataset, empty_model(config), 1).total
         if needed > free:
-            raise SkippedError(f"needs about {readable(needed)}, {readable(free)} are free")
+            self.too_large = f"needs about {readable(needed)}, {readable(free)} are free"
+            raise SkippedError(self.too_large)
         self.checkpointing = compute.gradient_checkpointing
         return compute
 

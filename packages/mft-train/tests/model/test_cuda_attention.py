@@ -33,7 +33,7 @@ ATTENTIONS = [
     pytest.param("segments", marks=[*on_gpu, needs_varlen]),
     pytest.param("flash_attention_2", marks=[*on_gpu, needs_flash]),
 ]
-SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 class Operators(TorchDispatchMode):
@@ -231,10 +231,13 @@ def test_the_attention_itself_never_waits_for_the_device():
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.usefixtures("other_precision")
 def test_a_run_in_bfloat16_on_a_gpu_has_about_the_losses_of_float32(
     make_model, tiny_dataset, tmp_path, attention, method
 ):
     """From its start-up checks, under the run's own autocast, to its end."""
+    from accelerate.state import AcceleratorState
+
     pytest.importorskip("bitsandbytes") if method == "qlora" else None
     model = make_model(tmp_path / "model", **SHAPE)
     curves = []
@@ -244,6 +247,7 @@ def test_a_run_in_bfloat16_on_a_gpu_has_about_the_losses_of_float32(
         values |= {"max_steps": 4, "global_batch_size": 4, "learning_rate": 0.003, "trackers": []}
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump(values | {"attention": name, "dtype": dtype}))
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process has one type of numbers otherwise
         result = CliRunner().invoke(main, ["launch", str(path)])
         assert result.exit_code == 0, result.stderr
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

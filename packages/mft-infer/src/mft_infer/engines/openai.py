@@ -39,7 +39,7 @@ class OpenAIEngine:
         if settings.beams > 1 or settings.stop_token or settings.logprobs:
             raise InferError("--engine openai has no --beams, --stop-token and --logprobs")
         key = os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=MAX_RETRIES)
+        self._client: Any = openai.OpenAI(base_url=base_url, api_key=key, max_retries=MAX_RETRIES)
         self._model = model
         self._settings = settings
         self._prompt_settings = prompt_settings

@@ -122,7 +122,8 @@ def languages(audit: Audit) -> list[dict[str, Any]]:
 
 def page_row(row: dict[str, Any], anchor: str) -> dict[str, Any]:
     """A row with as much of each of its conversations as a page should hold."""
-    return {**row, "anchor": anchor, "segments": [page_segment(segment) for segment in row["segments"][:MOST_SEGMENTS]]}
+    segments = [page_segment(segment) for segment in row["segments"][:MOST_SEGMENTS]]
+    return {**row, "anchor": anchor, "num_segments": len(row["segments"]), "segments": segments}
 
 
 def page_segment(segment: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from mft_data.filters.duplicates import NUM_HASHES, Duplicates
 from mft_data.reading.fetched import Fetched
 from mft_data.reading.records import MaxRejects, parse_line
 
+# A build on a busy machine takes longer than a test may.
+pytestmark = pytest.mark.timeout(7200)
+
 SEQ_LENGTH = 2048
 # BENCHMARK_MIB is for a first look: short builds are mostly the start of their workers.
 BUILD_BYTES = int(os.environ.get("BENCHMARK_MIB", "96")) << 20

@@ -71,6 +71,7 @@ BEHIND_LANDLOCK = {
     "def f(x): return 2 * x": "passed",
     "import threading\ndef f(x):\n    threading.Thread(target=print).start()\n    return 4": "passed",
     "def f(x):\n    open('mine', 'w').write('4')\n    return int(open('mine').read())": "passed",
+    "import os\ndef f(x):\n    os.mkdir('b', 0)\n    os.symlink('/tmp', 'c')\n    return 4": "passed",
     "def f(x): return open('/etc/passwd').read()": "exception",
     "def f(x): return open('PROBLEMS').read()": "exception",
     "import os\ndef f(x): return os.listdir('/tmp')": "exception",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mft_eval.judging.deadlines import START_SECONDS
+from mft_eval.judging.sandboxes import ends_within
 from mft_eval.sandbox.bubblewrap import launch
 from mft_eval.sandbox.script_host import BUILD_SECONDS
 from mft_eval.sandbox.walls import NAMESPACES
@@ -60,6 +61,8 @@ class JudgePool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            _let_go(worker.process)
         for worker in self._workers:
             _end(worker.process)
         self._workers.clear()
@@ -118,15 +121,18 @@ class JudgePool:
         return json.loads(worker.received) if part.endswith(b"\n") else None
 
 
-def _end(process: Any) -> None:
-    """Ends a server and its sandboxes: without its stdin it ends by itself."""
+def _let_go(process: Any) -> None:
+    """Closes a server's pipes: without its stdin it ends by itself, with its sandboxes."""
     for pipe in (process.stdin, process.stdout):
         try:
             pipe.close()
         except BrokenPipeError:
             continue
-    try:
-        process.wait(timeout=2)
-    except subprocess.TimeoutExpired:
+
+
+def _end(process: Any) -> None:
+    """Ends a server and its sandboxes."""
+    _let_go(process)
+    if not ends_within(process, 2):
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -48,7 +48,8 @@ def main() -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, NUM_DESCRIPTORS)
         if not message:
-            return
+            # Nothing is left to be tidied up.
+            os._exit(0)
         for descriptor in descriptors:
             # No program that the host starts is to have them.
             os.set_inheritable(descriptor, False)
@@ -131,6 +132,7 @@ def _keep_folder(descriptors: list[int], walls: str, raise_walls: Callable[[], N
     import tempfile
 
     status = descriptors[3]
+    os.close(descriptors[4])
     # Until there is something to clear away.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     system_calls.end_with_parent(signal.SIGTERM)
@@ -142,6 +144,11 @@ def _keep_folder(descriptors: list[int], walls: str, raise_walls: Callable[[], N
     def clear(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end_group(host)
+        for place, names, _files in os.walk(folder):
+            for name in names:
+                # A folder that the program has closed even to itself.
+                if not os.path.islink(path := f"{place}/{name}"):  # noqa: PTH114
+                    os.chmod(path, 0o700)  # noqa: PTH101
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mft_eval.cli import main
@@ -102,6 +102,7 @@ def test_a_mutant_differs_in_one_place():
     assert all("return x + 1" in mutant for mutant in found[:8])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 100))
 def test_mutants_depend_on_the_seed_alone(seed):
     assert list(mutants(SOURCE, "f", seed)) == list(mutants(SOURCE, "f", seed))

@@ -60,7 +60,7 @@ def collect_moments(engine: Engine, model: nn.Module, optimizer: Any, *, is_copi
 def trained_parameters(engine: Engine, model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the optimizer changes, by name."""
     bare_model = engine.accelerator.unwrap_model(model)
-    bare_model.state_dict()  # weights that a pass without gradients left whole are shares again from here on
+    engine.share_again(model)
     return {name: parameter for name, parameter in bare_model.named_parameters() if parameter.requires_grad}
 
 

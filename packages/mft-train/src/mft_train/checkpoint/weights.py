@@ -47,7 +47,7 @@ def collect_weights(
     one.
     """
     bare_model = engine.accelerator.unwrap_model(model)
-    # First: shared weights that a validation left whole are shares again from here on.
+    engine.share_again(model)
     everything = bare_model.state_dict()
     parameters = dict(bare_model.named_parameters())
     if hasattr(bare_model, "peft_config"):

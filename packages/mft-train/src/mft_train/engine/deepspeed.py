@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mft_train.config.json_file import read_json
 from mft_train.engine.plain import PlainEngine, autocast_forward, set_rate
 from mft_train.errors import TrainError
+from mft_train.model.decoder_layers import decoder_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from mft_train.config.config import RunConfig
 
+# Most numbers that are summed or fetched ahead in one go: 200 MB in float32 keep any network busy.
+LARGEST_BUCKET = 50_000_000
 # Settings of a DeepSpeed file that the run's own config decides.
 OURS = {
     "train_batch_size": "global_batch_size",
@@ -67,7 +70,9 @@ class DeepSpeedEngine(PlainEngine):
         if self.stage == 3:
             separate_adapters(model)  # weights are gathered for the module that is called
         autocast_forward(model, self.accelerator)
-        settings = deepspeed_settings(self.config, self.accelerator.num_processes, self.accelerator.device.type)
+        settings = deepspeed_settings(
+            self.config, self.accelerator.num_processes, self.accelerator.device.type, buffer_sizes(self.config, model)
+        )
         engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
         if engine.zero_optimization_stage() != self.stage:
             raise TrainError(f"ZeRO stage {self.stage} was asked for, {engine.zero_optimization_stage()} runs")
@@ -106,6 +111,14 @@ class DeepSpeedEngine(PlainEngine):
         """Updates the weights, and forgets the gradient."""
         set_rate(optimizer, learning_rate)
         model.step()
+
+    def share_again(self, model: Any) -> None:
+        """Makes shares of the weights that a pass without gradients has left whole; all ranks call this together.
+
+        Such a pass also leaves weights on their way that were fetched ahead for a backward pass.
+        """
+        if self.stage == 3:
+            model.empty_partition_cache()
 
     def whole(self, tensor: Tensor) -> Tensor:
         """A weight of the model, whole; all ranks call this together."""
@@ -165,11 +178,44 @@ class DeepSpeedEngine(PlainEngine):
                     own.setdefault(name, torch.zeros_like(flat))[start : start + len(value)] = value.to(flat.device)
 
 
-def deepspeed_settings(config: RunConfig, world_size: int, device: str) -> dict[str, Any]:
-    """What DeepSpeed is told: the run's own settings, over those of `distributed.deepspeed_config`."""
+def buffer_sizes(config: RunConfig, model: nn.Module) -> dict[str, int]:
+    """How many numbers DeepSpeed holds at a time where it gathers or sums: by this model, or as its file says.
+
+    Its own defaults are for the largest models: a buffer of 500 million gradients, whatever is trained, and a billion
+    weights that are gathered and not let go of.
+    """
+    distributed = config.distributed
+    layers = decoder_layers(model)
+    largest = max((count_numbers(layer) for layer in layers), default=0)
+    rest = count_numbers(model) - sum(count_numbers(layer) for layer in layers)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    sizes = {"reduce_bucket_size": max(1, min(trained, LARGEST_BUCKET))}
+    if distributed.stage == 3:
+        sizes |= {
+            "stage3_prefetch_bucket_size": min(largest, LARGEST_BUCKET),
+            # The layer in hand, the next one, and what is no layer's: embeddings, the output projection.
+            "stage3_max_live_parameters": rest + 2 * largest,
+            "stage3_max_reuse_distance": largest,
+        }
+    if distributed.deepspeed_config is None:
+        return sizes
+    given = read_deepspeed_config(distributed.deepspeed_config).get("zero_optimization", {})
+    return {name: int(given.get(name, size)) for name, size in sizes.items()}
+
+
+def count_numbers(module: nn.Module) -> int:
+    """Numbers in a module's weights."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def deepspeed_settings(config: RunConfig, world_size: int, device: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What DeepSpeed is told: the run's own settings, over those of `distributed.deepspeed_config`.
+
+    `sizes` are the model's, as `buffer_sizes` gives them.
+    """
     distributed = config.distributed
     settings = read_deepspeed_config(distributed.deepspeed_config) if distributed.deepspeed_config else {}
-    zero = settings.pop("zero_optimization", {}) | {"stage": distributed.stage}
+    zero = settings.pop("zero_optimization", {}) | {"stage": distributed.stage, **sizes}
     host = {"device": "cpu", "pin_memory": device != "cpu"}
     if distributed.offload_optimizer:
         zero["offload_optimizer"] = host

@@ -88,6 +88,10 @@ class FsdpEngine(PlainEngine):
         norm: Any = clip_grad_norm_(model.parameters(), max_norm)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
+    def share_again(self, model: Any) -> None:
+        """Makes shares of the weights that a pass without gradients has left whole; all ranks call this together."""
+        model.state_dict()  # its hooks do that
+
     def whole(self, tensor: Tensor) -> Tensor:
         """A weight of the model, or its gradient, whole; all ranks call this together."""
         shared: Any = tensor.detach()

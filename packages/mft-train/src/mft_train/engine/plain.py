@@ -55,6 +55,9 @@ class PlainEngine:
         optimizer.step()
         optimizer.zero_grad()
 
+    def share_again(self, model: Any) -> None:
+        """Makes shares of the weights that a pass without gradients has left whole; all ranks call this together."""
+
     def whole(self, tensor: Tensor) -> Tensor:
         """A weight of the model, or its gradient, whole; all ranks call this together."""
         return tensor.detach()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - an autograd function is a class of torch's; only a run imports this module
 
-from mft_train.model.matrix_product import linear
+from mft_train.model.matrix_product import linear, without_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,8 @@ def chunks(num_positions: int, vocabulary: int) -> Iterator[slice]:
 def compute_dtype(hidden: Tensor) -> torch.dtype:
     """The type that matrix products of `hidden` run in: autocast's where it is on."""
     device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    is_cast = not hidden.is_meta and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else hidden.dtype
 
 
 def softmax_parts(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +52,7 @@ def softmax_parts(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tenso
 
     The probabilities take the memory of the logits, and are the caller's to overwrite.
     """
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         logits = linear(hidden.to(weight.dtype), weight)
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -98,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             slope[torch.arange(len(slope), device=slope.device), labels[part]] -= sums[:, 0]
             slope = slope.to(compute_weight.dtype)
             scale = coefficients[part, None].to(sums.dtype) / sums
-            with torch.autocast(hidden.device.type, enabled=False):
+            with without_autocast(hidden):
                 if hidden_gradient is not None:
                     hidden_gradient[part] = linear(slope, compute_weight.T) * scale
                 if weight_gradient is not None:

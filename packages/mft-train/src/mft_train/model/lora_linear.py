@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253 - an autograd function is a class of torch's; only a run imports this module
 
-from mft_train.model.matrix_product import linear
+from mft_train.model.matrix_product import linear, without_autocast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +70,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         dtype = weight.dtype
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             reduced = flat @ a.to(dtype).T
             out = linear(flat, weight, bias).addmm_(reduced, b.to(dtype).T, alpha=scaling)
         ctx.save_for_backward(flat, reduced, weight, a, b)
@@ -82,7 +82,7 @@ class _LoraLinear(torch.autograd.Function):
         flat, reduced, weight, a, b = ctx.saved_tensors
         dtype = weight.dtype
         upstream = upstreams[0].reshape(-1, upstreams[0].shape[-1]).to(dtype)
-        with torch.autocast(upstream.device.type, enabled=False):
+        with without_autocast(upstream):
             through_b = (upstream @ b.to(dtype)).mul_(ctx.scaling)
             x_gradient = None
             if ctx.needs_input_grad[0]:

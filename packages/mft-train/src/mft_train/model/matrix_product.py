@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,3 +27,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         padded = F.pad(x, (0, 0, 0, -num_rows % ROWS)) if num_rows % ROWS else x
         return torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")[:num_rows]
     return F.linear(x, weight, bias)
+
+
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A context in which products of tensors where this one is have the types of their factors."""
+    import torch
+
+    # Tensors without values know no autocast.
+    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mft_train.engine.deepspeed import buffer_sizes
 from mft_train.loss.linear_cross_entropy import chunks
 from mft_train.model.decoder_layers import decoder_layers
 from mft_train.model.load import empty_model
 from mft_train.model.quantization import quantized_bytes
 from mft_train.optimization.optimizer import state_bytes
+from mft_train.planning.rehearsal import rehearse
 from mft_train.rows.mixture import task_shares
 
 if TYPE_CHECKING:
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 
     from mft_train.config.config import DistributedConfig, RunConfig
     from mft_train.model.compute import Compute
+    from mft_train.planning.rehearsal import Pass
     from mft_train.rows.dataset_dir import DatasetDir, Task
 
 TRAINED_BYTES = 4  # weights that are trained and their gradients are float32
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-DEEPSPEED_BUCKET = 500_000_000  # numbers: `reduce_bucket_size`, where no DeepSpeed file sets another
 # Share of the free memory that a run may be planned to fill: allocators lose some to fragments.
 USABLE_SHARE = 0.9
 
@@ -76,25 +78,12 @@ def estimate_memory(
 
     Moments that are paged count as if they stayed on the device.
     """
-    trained = count_trained(model)
-    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
-    compute_bytes = DTYPE_BYTES[compute.dtype]
-    tokens = config.micro_batch_size * dataset.seq_length
-    mean_tokens, mean_supervised = mean_row(dataset.trained_tasks, config)
-    supervised = math.ceil(tokens * mean_supervised / mean_tokens)
-    per_token = activations_per_token(model, is_recomputed=compute.gradient_checkpointing)
-    # Autocast keeps a copy of each trained weight for the backward pass.
-    copies = trained if compute.dtype != "float32" else 0
-    frozen_bytes = frozen * compute_bytes
-    if config.method == "qlora":
-        quantized = quantized_weights(model)
-        frozen_bytes = (frozen - quantized) * compute_bytes
-        frozen_bytes += quantized_bytes(quantized, double_quant=config.quantization.double_quant)
-    weights, gradients = frozen_bytes + trained * TRAINED_BYTES, trained * TRAINED_BYTES
     distributed = config.distributed
+    trained = count_trained(model)
+    gradients = trained * TRAINED_BYTES
     shared = shared_by(distributed, num_processes)
     shares = {
-        "weights": weights // shared["weights"],
+        "weights": model_bytes(model, config, compute) // shared["weights"],
         "gradients": gradients // shared["gradients"],
         # DeepSpeed updates a copy of its share of the weights.
         "optimizer": (state_bytes(model, config) + gradients * (distributed.engine == "deepspeed"))
@@ -105,15 +94,72 @@ def estimate_memory(
         *["weights"] * distributed.offload_parameters,
     ]
     device = {name: 0 if name in hosted else size for name, size in shares.items()}
+    compute_bytes = DTYPE_BYTES[compute.dtype]
+    if holds_shares(distributed):
+        device["weights"] += whole_at_a_time(model, compute_bytes)
+    tokens, supervised = micro_batch(config, dataset)
+    logits = logits_bytes(model, supervised, compute_bytes)
+    buckets = bucket_bytes(model, config, num_processes)
+    passes = rehearse(
+        model,
+        compute,
+        config.method,
+        tokens,
+        supervised,
+        is_fused=not (distributed.engine == "deepspeed" and distributed.stage == 3),
+    )
+    if passes is None:
+        per_token = activations_per_token(model, is_recomputed=compute.gradient_checkpointing)
+        # Autocast keeps a copy of each trained weight for the backward pass.
+        copies = trained if compute.dtype != "float32" else 0
+        activations = (tokens * per_token + copies) * compute_bytes
+    else:
+        is_first = config.global_batch_size == config.micro_batch_size * num_processes
+        rest = beside_shares(passes, config, buckets, device["gradients"], is_first=is_first)
+        activations = max(0, rest - logits - device["gradients"] - buckets)
     return Memory(
-        weights=device["weights"] + (whole_at_a_time(model, compute_bytes) if holds_shares(distributed) else 0),
+        weights=device["weights"],
         gradients=device["gradients"],
-        gradient_buckets=bucket_bytes(model, distributed, num_processes),
+        gradient_buckets=buckets,
         optimizer=device["optimizer"],
-        logits=logits_bytes(model, supervised, compute_bytes),
-        activations=(tokens * per_token + copies) * compute_bytes,
+        logits=logits,
+        activations=activations,
         host=sum(shares[name] for name in hosted),
     )
+
+
+def micro_batch(config: RunConfig, dataset: DatasetDir) -> tuple[int, int]:
+    """Tokens of a micro batch of full rows, and how many of them are supervised on average."""
+    tokens = config.micro_batch_size * dataset.seq_length
+    mean_tokens, mean_supervised = mean_row(dataset.trained_tasks, config)
+    return tokens, math.ceil(tokens * mean_supervised / mean_tokens)
+
+
+def model_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute) -> int:
+    """Bytes of all weights: trained ones in float32, frozen ones in the compute type or in 4 bits."""
+    trained = count_trained(model)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    frozen_bytes = frozen * DTYPE_BYTES[compute.dtype]
+    if config.method == "qlora":
+        quantized = quantized_weights(model)
+        frozen_bytes = (frozen - quantized) * DTYPE_BYTES[compute.dtype]
+        frozen_bytes += quantized_bytes(quantized, double_quant=config.quantization.double_quant)
+    return frozen_bytes + trained * TRAINED_BYTES
+
+
+def beside_shares(passes: Pass, config: RunConfig, buckets: int, gradients: int, *, is_first: bool) -> int:
+    """Most bytes of a pass with its gradients and buckets; `is_first` where a step has one pass, and so begins without.
+
+    DDP's buckets are always there. The other engines keep a share of the gradients, or have them in their buckets,
+    which DeepSpeed makes for a backward pass (stage 3: once).
+    """
+    distributed = config.distributed
+    if distributed.engine not in ("fsdp", "deepspeed"):
+        return buckets + (passes.first if is_first else passes.next)
+    kept = 0 if is_first else gradients
+    if distributed.engine == "deepspeed" and distributed.stage == 3:
+        return gradients + buckets + max(passes.forward, passes.backward)
+    return kept + max(passes.forward, passes.backward + buckets)
 
 
 def holds_shares(distributed: DistributedConfig) -> bool:
@@ -128,16 +174,16 @@ def shared_by(distributed: DistributedConfig, num_processes: int) -> dict[str, i
     return {name: num_processes if stage >= least else 1 for name, least in parts.items()}
 
 
-def bucket_bytes(model: nn.Module, distributed: DistributedConfig, num_processes: int) -> int:
+def bucket_bytes(model: PreTrainedModel, config: RunConfig, num_processes: int) -> int:
     """Bytes in which gradients are on their way between processes.
 
-    DDP has a second copy of them all, DeepSpeed at most its default of 500 million numbers, FSDP those of two layers.
+    DDP has a second copy of them all, DeepSpeed a buffer, FSDP those of two layers.
     """
-    trained = count_trained(model)
+    trained, distributed = count_trained(model), config.distributed
     if num_processes == 1:
         return 0
     if distributed.engine == "deepspeed":
-        return min(trained, DEEPSPEED_BUCKET) * TRAINED_BYTES
+        return buffer_sizes(config, model)["reduce_bucket_size"] * TRAINED_BYTES
     if distributed.engine == "fsdp":
         largest = max((count_trained(layer) for layer in decoder_layers(model)), default=0)
         return 2 * largest * TRAINED_BYTES

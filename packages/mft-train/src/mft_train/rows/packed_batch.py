@@ -78,12 +78,15 @@ class PackedBatch:
         """Keywords for a Hugging Face causal model: logits of shape (1, P, vocabulary), attention by conversation.
 
         No attention mask is passed on purpose: a mask of ones turns the isolation of packed rows off. Without a
-        supervised token one position is kept, so that the loss stays connected to every parameter.
+        supervised token one position is kept, so that the loss stays connected to every parameter. A batch without
+        values (on "meta") brings a mask: transformers would look at the positions.
         """
+        length = self.input_ids.shape[1]
+        mask = self.input_ids.new_empty(1, 1, 1, 1).expand(1, 1, length, length) if self.input_ids.is_meta else None
         return {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
-            "attention_mask": None,
+            "attention_mask": mask,
             "use_cache": False,
             "logits_to_keep": self.kept_positions,
             "cu_seq_lens_q": self.cu_seqlens,

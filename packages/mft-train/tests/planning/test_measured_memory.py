@@ -1,0 +1,94 @@
+"""The plan against whole runs: what their ranks hold at most, above what they hold before the model is loaded.
+
+That is anonymous memory, and pages of the files of weights; every block of 64 KiB or more is given back to the system
+when it is freed, so that only what is in use counts. ALL_CELLS=1 in the environment runs every engine with every method.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mft_train.cli import main
+
+SERVER = Path(__file__).parents[1] / "running" / "rank_server.py"
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+ENGINES = {
+    "one process": (1, []),
+    "ddp": (2, []),
+    "fsdp": (2, ["distributed.engine=fsdp"]),
+    **{f"stage {n}": (2, ["distributed.engine=deepspeed", f"distributed.stage={n}"]) for n in (1, 2, 3)},
+}
+METHODS = ("full", "lora", "qlora")
+EVERY = [(engine, method) for engine in ENGINES for method in METHODS if (engine, method) != ("fsdp", "qlora")]
+CHOSEN = [("ddp", "lora"), ("fsdp", "full"), ("stage 3", "full")]
+SHAPE = {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6}
+
+
+def full_row(generator, seq_length):
+    """A row without room left, two conversations that are half supervised."""
+    half = seq_length // 2
+    return {
+        "input_ids": generator.integers(0, 97, size=seq_length).astype(np.uint16),
+        "loss_mask": (np.arange(seq_length) % half >= half // 2).astype(np.uint8),
+        "segment_lengths": np.array([half, seq_length - half], np.uint32),
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, make_model, make_dataset):
+    folder = tmp_path_factory.mktemp("measured")
+    made = sys.modules[make_dataset.__module__]
+    own, made.random_row = made.random_row, full_row
+    try:
+        dataset = make_dataset(folder / "dataset", {"a": (16, 1), "b": (16, 1)}, seq_length=256)
+    finally:
+        made.random_row = own
+    values = {"model": str(make_model(folder / "base", **SHAPE)), "dataset": str(dataset), "output": "by each run"}
+    values |= {"max_steps": 2, "global_batch_size": 16, "micro_batch_size": 8, "validation_interval": 0, "trackers": []}
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return folder / "run.yaml"
+
+
+@pytest.fixture(scope="module")
+def measure(config):
+    """The most that each rank of a run holds."""
+    server = subprocess.Popen(
+        [sys.executable, str(SERVER)],
+        env=os.environ | FREED_AT_ONCE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def measure(ranks, output, arguments):
+        printed, memory = output.with_suffix(".txt"), output.with_suffix(".json")
+        request = {"arguments": ["launch", str(config), f"output={output}", *arguments], "ranks": ranks}
+        server.stdin.write(json.dumps(request | {"output": str(printed), "memory": str(memory)}) + "\n")
+        server.stdin.flush()
+        assert json.loads(server.stdout.readline()) == [0] * ranks, printed.read_text()
+        return json.loads(memory.read_text())
+
+    yield measure
+    server.stdin.close()
+    assert server.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "method"), EVERY if os.environ.get("ALL_CELLS") else CHOSEN)
+def test_the_plan_is_within_a_tenth_of_what_a_run_takes(config, measure, tmp_path, engine, method):
+    ranks, chosen = ENGINES[engine]
+    chosen = [*chosen, f"method={method}"]
+    measured = measure(ranks, tmp_path / "run", chosen)
+    arguments = ["plan", str(config), "--processes", str(ranks), "--json", *chosen]
+    planned = json.loads(CliRunner().invoke(main, arguments).stdout)["memory"]["total_bytes"]
+    print(f"{engine}, {method}: {planned >> 20} MiB planned, {[size >> 20 for size in measured]} measured")
+    for size in measured:
+        assert planned == pytest.approx(size, rel=0.1)

@@ -44,7 +44,15 @@ def merged(run, tmp_path):
     return merged
 
 
-@pytest.mark.parametrize("lora", ["{rslora: true}", "{dora: true}", "{modules_to_save: [embed_tokens]}"])
+LORA = [
+    "{rslora: true}",
+    "{dora: true}",
+    "{modules_to_save: [embed_tokens]}",
+    "{init: pissa}",
+]
+
+
+@pytest.mark.parametrize("lora", LORA)
 def test_every_kind_of_adapter_is_merged_as_it_was_trained(trained, merged, base_model, lora):
     import torch
     from peft import PeftModel
@@ -52,6 +60,20 @@ def test_every_kind_of_adapter_is_merged_as_it_was_trained(trained, merged, base
 
     run_dir = trained(f"lora: {lora}\n")
     live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_model), run_dir / "final")
+    assert torch.allclose(logits(merged(run_dir)), logits(live), atol=1e-5)
+
+
+def test_trained_biases_are_merged_as_they_were_trained(trained, merged, base_model, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    base, shape = Path(shutil.copytree(base_model, tmp_path / "biased")), AutoConfig.from_pretrained(base_model)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    settings = {name: getattr(shape, name) for name in (*names, "num_key_value_heads", "eos_token_id")}
+    Qwen2ForCausalLM(Qwen2Config(**settings)).save_pretrained(base)
+    run_dir = trained("lora: {bias: lora_only, lora_bias: true, target_modules: '.*[qkv]_proj'}\n", base)
+    live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run_dir / "final")
     assert torch.allclose(logits(merged(run_dir)), logits(live), atol=1e-5)
 
 

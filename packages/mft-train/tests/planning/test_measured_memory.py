@@ -1,7 +1,7 @@
 """The plan against whole runs: what their ranks hold at most, above what they hold before the model is loaded.
 
 That is anonymous memory, and pages of the files of weights; every block of 64 KiB or more is given back to the system
-when it is freed, so that only what is in use counts. ALL_CELLS=1 in the environment runs every engine with every method.
+when it is freed, so that only what is in use counts. ALL_CELLS=1 in the environment runs all engines and methods.
 """
 
 import json

@@ -3,6 +3,7 @@
 Started as a program. Each line of stdin is a JSON object with `arguments`, the number of `ranks` and `output`, a path
 to write what the ranks print to; the answer is a line of JSON, the exit code of each rank. With `memory`, a path, each
 rank has its anonymous memory watched from before it loads the model: the most above that goes there, as a JSON list.
+With `rows`, a path, each rank adds a line of JSON for every step to a file beside it: the step and the rows that count.
 """
 
 import atexit
@@ -71,7 +72,23 @@ def announce_loading(begun):
     training.load_weights = load_weights
 
 
-def run_rank(arguments, environment, output, begun=None):
+def write_rows(path):
+    """Lets this rank write down the task and number of each row that it trains on."""
+    from mft_train.running.run import Run
+
+    own_step = Run.step
+
+    def step(run, step_rows, learning_rate, global_step):
+        pairs = zip(step_rows.rows, step_rows.row_numbers, strict=True)
+        rows = [[row.task_id, number] for row, number in pairs if row.loss_mask.any()]
+        with path.open("a") as file:
+            file.write(json.dumps([global_step, rows]) + "\n")
+        return own_step(run, step_rows, learning_rate, global_step)
+
+    Run.step = step
+
+
+def run_rank(arguments, environment, output, begun=None, rows=None):
     """Becomes a rank of a run; never returns."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -79,6 +96,8 @@ def run_rank(arguments, environment, output, begun=None):
     os.environ |= environment
     if begun:
         announce_loading(begun)
+    if rows:
+        write_rows(rows)
     from mft_train.cli import main
 
     try:
@@ -122,9 +141,10 @@ def serve():
             environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)} if ranks > 1 else {}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if ranks > 1 else {}
             begun = Path(f"{request['memory']}.{rank}") if "memory" in request else None
+            rows = Path(f"{request['rows']}.{rank}") if "rows" in request else None
             child = os.fork()
             if child == 0:
-                run_rank(request["arguments"], environment, Path(request["output"]), begun)
+                run_rank(request["arguments"], environment, Path(request["output"]), begun, rows)
             children.append(child)
             if begun:
                 watchers.append(threading.Thread(target=watch, args=(child, begun, found)))

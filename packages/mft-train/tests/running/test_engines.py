@@ -54,12 +54,20 @@ METHODS = {
     "lora": ["method=lora"],
     "lora, dora: true": ["method=lora", "lora.dora=true"],
     "lora, modules_to_save": ["method=lora", "lora.modules_to_save=[embed_tokens]"],
+    "lora, init: pissa": ["method=lora", "lora.init=pissa"],
     "qlora": ["method=qlora"],
 }
 REFUSED = {("fsdp", "qlora")}
 # What resumes of these would add is in those of lora.
-NOT_RESUMED = {"lora, dora: true", "lora, modules_to_save"}
-CELLS = [(engine, method) for engine in ENGINES for method in METHODS if (engine, method) not in REFUSED]
+NOT_RESUMED = {"lora, dora: true", "lora, modules_to_save", "lora, init: pissa"}
+# The other stages do with it what they do with lora.
+ONLY = {"lora, init: pissa": ("ddp", "fsdp", "deepspeed, stage 3")}
+CELLS = [
+    (engine, method)
+    for engine in ENGINES
+    for method in METHODS
+    if (engine, method) not in REFUSED and engine in ONLY.get(method, ENGINES)
+]
 PAGE = Path(__file__).parents[4] / "docs" / "distributed.md"
 
 
@@ -87,10 +95,10 @@ def run(tmp_path_factory, base_model, tiny_dataset):
         text=True,
     )
 
-    def run(ranks, output, *arguments, refused=False):
+    def run(ranks, output, *arguments, refused=False, **request):
         printed = folder / "printed.txt"
         printed.unlink(missing_ok=True)
-        request = {"arguments": ["launch", str(path), f"output={output}", *arguments], "ranks": ranks}
+        request |= {"arguments": ["launch", str(path), f"output={output}", *arguments], "ranks": ranks}
         server.stdin.write(json.dumps(request | {"output": str(printed)}) + "\n")
         server.stdin.flush()
         codes = json.loads(server.stdout.readline())
@@ -182,6 +190,10 @@ def table():
             method: "losses, final" if method in NOT_RESUMED else "losses, resume, elastic, final" for method in METHODS
         }
         cells = ["refused" if (engine, method) in REFUSED else held[method] for method in METHODS]
+        cells = [
+            cell if engine in ONLY.get(method, ENGINES) else "not tested"
+            for cell, method in zip(cells, METHODS, strict=True)
+        ]
         lines.append(f"| {engine} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -209,6 +221,82 @@ def assert_loads(final, base_model, method):
         model, found = AutoModelForCausalLM.from_pretrained(final, output_loading_info=True, trust_remote_code=False)
         assert not found["missing_keys"]
         assert model.num_parameters() == AutoModelForCausalLM.from_pretrained(base_model).num_parameters()
+
+
+def write_biased_model(path):
+    """A model whose queries, keys and values have biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    Qwen2ForCausalLM(Qwen2Config(**shape, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(path)
+
+
+def write_experts(path):
+    """A model whose experts are in one parameter each."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    shape = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    MixtralForCausalLM(MixtralConfig(**shape, router_aux_loss_coef=0.0)).save_pretrained(path)
+
+
+KINDS = {
+    "pissa": (None, ["lora.init=pissa"]),
+    "biases, a pattern": (
+        write_biased_model,
+        [
+            "lora.bias=lora_only",
+            "lora.lora_bias=true",
+            r"lora.target_modules='.*layers\.\d+\.self_attn\.[qkv]_proj'",
+        ],
+    ),
+    "experts": (write_experts, ["lora.target_parameters=[experts.gate_up_proj, experts.down_proj]"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_is_the_same_in_two_processes_and_resumes(run, tmp_path, base_model, kind):
+    write_base, chosen = KINDS[kind]
+    if write_base:
+        base_model = tmp_path / "base"
+        write_base(base_model)
+        chosen = [*chosen, f"model={base_model}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(1, whole, *chosen)
+    run(2, parts, *chosen)
+    assert_same_curve(whole, parts)
+    assert_loads(parts / "final", base_model, "lora")
+    curve, final = events(parts, "train"), weights(parts)
+    forget_the_second_half(parts)
+    run(2, parts, *chosen, "--resume")
+    assert events(parts, "train") == curve
+    assert weights(parts) == final
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_then_one_then_two_takes_the_rows_of_one(run, tmp_path):
+    chosen = ["schedule=constant", "loss.balancer=static", "checkpoint_interval=0"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(1, whole, *chosen, "max_steps=12", rows=str(tmp_path / "straight"))
+    for index, (ranks, steps) in enumerate([(2, 3), (1, 9), (2, 12)]):  # an epoch ends at step 8
+        resume = ["--resume"] if index else []
+        run(ranks, parts, *chosen, f"max_steps={steps}", *resume, rows=str(tmp_path / f"part-{index}"))
+
+    def taken(pattern):
+        steps = {}
+        for path in sorted(tmp_path.glob(pattern)):
+            for line in path.read_text().splitlines():
+                step, rows = json.loads(line)
+                steps.setdefault(step, []).extend(rows)
+        return {step: sorted(rows) for step, rows in steps.items()}
+
+    assert taken("part-*") == taken("straight.*")
+    assert sorted(taken("part-*")) == list(range(1, 13))
+    for left, right in zip(events(whole, "train"), events(parts, "train"), strict=True):
+        assert right["loss"] == pytest.approx(left["loss"], rel=1e-5)
+    seen = [tuple(row) for step in range(1, 9) for row in taken("part-*")[step]]
+    assert len(seen) == len(set(seen)) == 29, "an epoch has every row once"
 
 
 @pytest.mark.slow
@@ -259,6 +347,10 @@ def config(write_run):
         (["distributed.engine=fsdp"], "distributed.engine fsdp shares weights between processes, there is one"),
         (["distributed.engine=fsdp", "optimizer=adamw_8bit", "--processes", "2"], "adamw_8bit knows no shared weights"),
         (["distributed.engine=fsdp", "compile=true", "--processes", "2"], "compile is not tested with fsdp"),
+        (
+            ["distributed.engine=fsdp", "distributed.offload_parameters=true", "--processes", "2"],
+            "fsdp has no offload here",
+        ),
         (["distributed.reshard_after_forward=false"], "reshard_after_forward has no effect with engine auto"),
     ],
 )

@@ -14,6 +14,7 @@ from mft_train.checkpoint.random_state import random_state, restore_random_state
 from mft_train.checkpoint.validation_record import ValidationRecord
 from mft_train.checkpoint.weights import Origin, collect_weights, write_description, write_index, write_weights
 from mft_train.errors import TrainError, first_line, is_out_of_memory
+from mft_train.model.initial_factors import give_back
 from mft_train.rows.row_stream import StreamPosition
 
 if TYPE_CHECKING:
@@ -161,17 +162,20 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_adapter(model: nn.Module, directory: Path) -> None:
-    """Copies a saved adapter, if there is one, into the model's; raises TrainError unless every tensor fits."""
+def load_adapter(model: nn.Module, directory: Path, init: str = "kaiming") -> bool:
+    """Copies a saved adapter into the model's, if there is one; raises TrainError unless every tensor fits.
+
+    `init` is how it began: with some, the base loses what the adapter began with.
+    """
     from safetensors.torch import load_file
 
     path = directory / "adapter_model.safetensors"
     if not path.is_file():
-        return
+        return False
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     with reading(directory.parent):
-        saved = load_file(path)
+        saved = give_back(model, load_file(path), init)
     own = get_peft_model_state_dict(model)
     for name in sorted(saved.keys() | own.keys()):
         if name not in own or name not in saved or saved[name].shape != own[name].shape:
@@ -182,6 +186,7 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
                 fix="resume with the settings of the first start",
             )
     set_peft_model_state_dict(model, saved)
+    return True
 
 
 def shape_of(tensor: torch.Tensor | None) -> str:

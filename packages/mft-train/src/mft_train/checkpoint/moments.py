@@ -68,7 +68,11 @@ def on_host(tensor: Tensor, *, is_copied: bool) -> Tensor:
     """A tensor on the CPU; without `is_copied` it may share the memory of the one given."""
     import torch
 
-    host = tensor.detach().to("cpu", copy=is_copied)
+    if is_copied and tensor.device.type == "cuda":
+        # Memory that the system may not move is what a GPU copies into at full speed; torch keeps it for the next copy.
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor.detach(), non_blocking=True)
+    else:
+        host = tensor.detach().to("cpu", copy=is_copied)
     if tensor.device.type == "cuda":
         torch.cuda.current_stream().synchronize()
     return host

@@ -13,6 +13,7 @@ from mft_train.checkpoint.model_config import with_old_keys
 from mft_train.checkpoint.moments import on_host
 from mft_train.checkpoint.tensor_file import write_tensors
 from mft_train.errors import TrainError
+from mft_train.model.initial_factors import as_difference, describe_difference
 from mft_train.model.quantization import write_record
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def write_weights(model: Any, files: dict[str, dict[str, Tensor]], target: Path)
     """Writes what `collect_weights` gave this rank."""
     for file, tensors in files.items():
         if hasattr(model, "peft_config"):
-            model.save_pretrained(target, state_dict=tensors)
+            model.save_pretrained(target, state_dict=as_difference(model, tensors))
+            describe_difference(model, target / "adapter_config.json")
             (target / "README.md").unlink(missing_ok=True)  # peft's empty model card
         else:
             write_tensors(target / file, as_published(model, tensors), {"format": "pt"})

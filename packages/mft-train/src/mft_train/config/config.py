@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -97,15 +97,38 @@ class LossConfig(Section):
         return self
 
 
+# Initialisations of an adapter that take what it begins with out of the base.
+BASE_CHANGING_INITS = ("pissa", "olora")
+UNSUPPORTED_INITS = {
+    "eva": "looks at training rows before the first step",
+    "corda": "looks at training rows before the first step",
+    "lora_ga": "looks at gradients before the first step",
+    "loftq": "quantises the base by itself",
+}
+
+
 class LoraConfig(Section):
     """Shape of the low-rank adapter."""
 
     rank: PositiveInt = Field(16, description="inner dimension r of B @ A")
     alpha: PositiveFloat = Field(32.0, description="the update is scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="probability, on the adapter's input")
-    target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="module name endings that get an adapter, or all-linear"
+    target_modules: list[str] | str = Field(
+        "all-linear",
+        description="module name endings that get an adapter, a regular expression of whole names, or all-linear",
     )
+    target_parameters: list[str] = Field(
+        [], description="endings of parameters that get an adapter in place of modules, such as experts.gate_up_proj"
+    )
+    init: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = Field(
+        "kaiming",
+        description="the adapter at the start: B zero (kaiming, gaussian), A and B that cancel (orthogonal), or the "
+        "largest directions of the weight itself, which it loses (pissa, olora)",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none", description="which biases of the base are trained too: all, or those of layers with an adapter"
+    )
+    lora_bias: bool = Field(False, description="a bias on B, which is added to the base's")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead: ranks above 64 keep learning")
     dora: bool = Field(
         False, description="train the length of every row of W + update apart from its direction; slower"
@@ -113,6 +136,29 @@ class LoraConfig(Section):
     modules_to_save: list[str] = Field(
         [], description="module name endings that are trained whole beside the adapter, such as embed_tokens"
     )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def init_needs_no_data(cls, value: object) -> object:
+        """Says of peft's other initialisations why they are not here."""
+        if value in UNSUPPORTED_INITS:
+            raise ValueError(f"{value} {UNSUPPORTED_INITS[str(value)]}; take pissa, olora, gaussian or orthogonal")
+        return value
+
+    @model_validator(mode="after")
+    def settings_have_an_effect(self) -> Self:
+        """Refuses settings that peft refuses, or would not act on."""
+        if self.lora_bias and self.dora:
+            raise ValueError("lora_bias does not go with dora")
+        if self.lora_bias and self.init != "kaiming":
+            raise ValueError(f"lora_bias does not go with init {self.init}")
+        if self.target_parameters and (self.dropout or self.dora or self.lora_bias or self.bias != "none"):
+            raise ValueError("target_parameters go with no dropout, dora, lora_bias or bias")
+        if self.target_parameters and self.init in BASE_CHANGING_INITS:
+            raise ValueError(f"target_parameters do not go with init {self.init}")
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError("init orthogonal needs an even rank")
+        return self
 
 
 class QuantizationConfig(Section):
@@ -150,6 +196,8 @@ class DistributedConfig(Section):
         """Refuses settings that would silently do nothing."""
         owners = dict.fromkeys(("reshard_after_forward", "mixed_precision"), "fsdp")
         owners |= dict.fromkeys(("stage", "offload_optimizer", "offload_parameters", "deepspeed_config"), "deepspeed")
+        if self.engine == "fsdp" and (self.offload_optimizer or self.offload_parameters):
+            raise ValueError("fsdp has no offload here: take engine deepspeed, with stage 3 for offload_parameters")
         for name, owner in owners.items():
             if self.engine != owner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with engine {self.engine}")
@@ -315,6 +363,10 @@ class RunConfig(Section):
             raise ValueError(f"mixture_unit {self.mixture_unit} has no effect without mixture or mixture_exponent")
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("give warmup_steps or warmup_ratio, not both")
+        if self.method == "qlora" and self.lora.init in BASE_CHANGING_INITS:
+            raise ValueError(f"lora.init {self.lora.init} changes the base, which method qlora has in 4 bits")
+        if self.method == "qlora" and self.lora.target_parameters:
+            raise ValueError("lora.target_parameters do not go with method qlora, which quantises linear layers")
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError("warmup_steps is not below max_steps")
         self.check_stopping()

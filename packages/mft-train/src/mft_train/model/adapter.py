@@ -22,13 +22,21 @@ def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     settings = config.lora
+    is_by_parameter = bool(settings.target_parameters) and settings.target_modules == "all-linear"
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,  # ty: ignore[invalid-argument-type] - peft takes fractions
         lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        exclude_modules=fused_projections(model) if settings.target_modules == "all-linear" else None,
+        target_modules=[] if is_by_parameter else settings.target_modules,
+        target_parameters=settings.target_parameters or None,
+        # What changes the base comes later, on the rank that has its values.
+        init_lora_weights=settings.init if settings.init in ("gaussian", "orthogonal") else True,
+        bias=settings.bias,
+        lora_bias=settings.lora_bias,
+        exclude_modules=None
+        if is_by_parameter or settings.target_modules != "all-linear"
+        else fused_projections(model),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         modules_to_save=settings.modules_to_save or None,
@@ -43,6 +51,8 @@ def add_adapter(model: PreTrainedModel, config: RunConfig) -> Any:
             f"no adapter can be made: {str(error).splitlines()[0]}", fix="set lora.target_modules to names in the model"
         ) from error
     check_saved_modules(peft_model, settings.modules_to_save)
+    if settings.lora_bias:
+        check_biases(peft_model)
     for parameter in peft_model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()  # a module that is trained whole comes in the base's type
@@ -73,3 +83,15 @@ def check_saved_modules(model: nn.Module, endings: list[str]) -> None:
         raise TrainError(
             f'no module of the model ends in "{missing[0]}"', fix="set lora.modules_to_save to names in it"
         )
+
+
+def check_biases(model: nn.Module) -> None:
+    """Raises TrainError where an adapter's bias has none to be added to: no plain model could hold it."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise TrainError(
+                f'lora.lora_bias adds to biases, "{name}" has none',
+                fix="name layers that have one in lora.target_modules, or remove lora.lora_bias",
+            )

@@ -43,7 +43,7 @@ def is_plain(layer: Any) -> bool:
 
     return (
         type(layer.base_layer) is nn.Linear
-        and not layer.base_layer.weight.requires_grad
+        and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
         and list(layer.lora_A) == [ADAPTER]
         and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
         and layer.lora_B[ADAPTER].bias is None

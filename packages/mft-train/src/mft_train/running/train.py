@@ -30,6 +30,7 @@ from mft_train.loss.router_loss import find_router_loss
 from mft_train.model.base_weights import base_identity, model_dir, tensors_fingerprint
 from mft_train.model.compiled_layers import check_compile, compile_layers
 from mft_train.model.compute import run_device
+from mft_train.model.initial_factors import take_from_base
 from mft_train.model.isolation import check_isolation
 from mft_train.model.load import check_model_dir, load_model, loading
 from mft_train.optimization.optimizer import build_optimizer
@@ -175,8 +176,10 @@ def load_weights(
     is_hollow = engine.is_filled and not engine.accelerator.is_main_process
     full_dir = weights_dir if config.method == "full" else None
     model = load_model(config, compute, dataset, full_dir, is_placed=not engine.is_filled, is_hollow=is_hollow)
-    if weights_dir and config.method != "full" and not is_hollow:
-        load_adapter(model, weights_dir)
+    if config.method == "full" or is_hollow:
+        return model
+    if not (weights_dir and load_adapter(model, weights_dir, config.lora.init)):
+        take_from_base(model, config.lora.init)
     return model
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mft_merge.files.json_file import read_json
 from mft_merge.files.tensor_file import num_rows, read_rows, read_tensor_file
 from mft_merge.planning.weighted import Combination
 from mft_merge.sources.quantization import Quantization
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUM_TOKENS = 128
+FACTOR = re.compile(r"\.(lora_(?:embedding_)?[AB])(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,13 @@ class Live:
     vocab_size: int | None = None
     quantization: Quantization | None = None
     combination: Combination | None = None
+
+
+def can_run_from_disk(adapter_dir: Path) -> bool:
+    """Whether the adapter has factors and nothing else: PEFT asks for values of the base otherwise, which are away."""
+    config = read_json(adapter_dir / "adapter_config.json")
+    tensors = read_tensor_file(adapter_dir / "adapter_model.safetensors").tensors
+    return not config.get("target_parameters") and all(FACTOR.search(key) for key in tensors)
 
 
 def logits(live: Live, placement: dict[str, Any]) -> "Tensor":
@@ -65,14 +74,9 @@ def logits(live: Live, placement: dict[str, Any]) -> "Tensor":
 
 def _adapted(base: Any, live: Live, placement: dict[str, Any]) -> Any:
     """The base with all adapters at once, each times its weight, or with what a combination makes of them."""
-    from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    if len(live.adapters) == 1 and live.combination is None:
-        places = {key: value for key, value in placement.items() if key != "device_map"}
-        model: Any = PeftModel.from_pretrained(base, live.adapters[0][0], adapter_name="0", **places)
-    else:
-        model = _with_all(base, live.adapters, from_disk=bool(placement))
+    model = _with_all(base, live.adapters, from_disk=bool(placement))
     weights = {str(index): weight for index, (_, weight) in enumerate(live.adapters)}
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
@@ -87,7 +91,9 @@ def _with_all(base: Any, adapters: tuple[tuple[Path, float], ...], *, from_disk:
     from peft import PeftModel
 
     if from_disk:
-        del base.hf_device_map  # else PEFT puts the base on the disk anew, and the further adapters nowhere
+        del (
+            base.hf_device_map
+        )  # else PEFT puts the base on the disk anew, over its own files, and further adapters nowhere
     model: Any = PeftModel.from_pretrained(base, adapters[0][0], adapter_name="0", low_cpu_mem_usage=from_disk)
     for index, (adapter_dir, _) in enumerate(adapters[1:], start=1):
         model.load_adapter(adapter_dir, adapter_name=str(index), low_cpu_mem_usage=from_disk)
@@ -104,7 +110,7 @@ def _fill(model: Any, adapters: tuple[tuple[Path, float], ...]) -> None:
 
     for index, (adapter_dir, _) in enumerate(adapters):
         for key, tensor in read_tensor_file(adapter_dir / "adapter_model.safetensors").tensors.items():
-            name = re.sub(r"\.(lora_(?:embedding_)?[AB])(?=\.|$)", rf".\1.{index}", key)
+            name = FACTOR.sub(rf".\1.{index}", key)
             module, _, parameter = name.rpartition(".")
             values = read_rows(tensor, 0, num_rows(tensor)).float()
             model.get_submodule(module).register_parameter(parameter, Parameter(values, requires_grad=False))

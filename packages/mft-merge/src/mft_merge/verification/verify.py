@@ -1,6 +1,5 @@
 """The merged model against the live one: logits of base and adapter in PEFT, and of what was written."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES
 from mft_merge.output.staging import SCRATCH_NAME
 from mft_merge.planning.plan import MergePlan
 from mft_merge.verification.dequantized_base import write_dequantized
-from mft_merge.verification.live_model import Live, logits
+from mft_merge.verification.live_model import Live, can_run_from_disk, logits
 from mft_merge.verification.memory import free_bytes
 
 # The largest norm of the logits' difference over the norm of the logits: weights kept in float32, and rounded ones.
@@ -48,6 +47,11 @@ def verify(live: Live, merged_dir: Path, plan: MergePlan) -> dict[str, Any]:
     tensors = [tensor for tensor in plan.tensors() if tensor.dtype in FLOAT_TYPES]
     weight_bytes = sum(tensor.num_bytes // ITEM_BYTES[tensor.dtype] * 4 for tensor in tensors)
     is_layer_by_layer = weight_bytes * FORWARD_SHARE > free_bytes()
+    if is_layer_by_layer and not all(can_run_from_disk(adapter_dir) for adapter_dir, _ in live.adapters):
+        raise MergeError(
+            "the live model must fit into memory where an adapter is more than plain LoRA, and less is free",
+            fix="leave out --verify, or run it where more is free",
+        )
     base_dir = live.base_dir
     live = replace(live, base_dir=live.base_dir.absolute(), adapters=tuple(_absolute(live.adapters)))
     merged_dir = merged_dir.absolute()
@@ -93,20 +97,13 @@ def _absolute(adapters: tuple[tuple[Path, float], ...]) -> Iterator[tuple[Path, 
 
 @contextmanager
 def _placement(scratch_dir: Path, *, from_disk: bool) -> Iterator[dict[str, Any]]:
-    """Where the weights go: into memory, or left on the disk but for the layer that is computed.
-
-    From the disk, the working directory is `scratch_dir` meanwhile: PEFT copies the files of the base to where their
-    path, taken as a relative one, leads, and would write over the base itself if it were given by a relative path.
-    """
+    """Where the weights go: into memory, or left on the disk but for the layer that is computed."""
     if not from_disk:
         yield {}
         return
     shutil.rmtree(scratch_dir, ignore_errors=True)
     scratch_dir.mkdir()
-    before = Path.cwd()
-    os.chdir(scratch_dir)
     try:
         yield {"device_map": "auto", "max_memory": {"cpu": 1}, "offload_folder": str(scratch_dir)}
     finally:
-        os.chdir(before)
         shutil.rmtree(scratch_dir)

@@ -59,7 +59,7 @@ def _latest(run_dir: Path) -> str:
 
 
 def _best(checkpoints: Path) -> Path:
-    """The model of the checkpoint with the lowest validation loss."""
+    """The model of the checkpoint that the run has named the best."""
     path = checkpoints / "best.json"
     try:
         record = orjson.loads(path.read_bytes())

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from mft_train.balancing.balancers import RULES, task_weights
-from mft_train.config.config import LossConfig
+from mft_train.config.loss_config import LossConfig
 
 CONTENDER = Path(__file__).parent / "train_contender.py"
 SEQ_LENGTH = 1024

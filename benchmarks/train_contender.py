@@ -119,7 +119,8 @@ def kernels(method, model_dir, dataset, _, rows_per_step, epochs):
 
 def ours(method, model_dir, dataset, out, rows_per_step, epochs, *overrides):
     from mft_train.cli import main as mft_train
-    from mft_train.config.config import LossConfig, RunConfig
+    from mft_train.config.config import RunConfig
+    from mft_train.config.loss_config import LossConfig
     from mft_train.tracking.metrics import MetricsWriter
 
     times, losses = [], []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mft_train.balancing.balancers import RULES, task_weights
 from mft_train.balancing.coba import divergence_factor
 from mft_train.balancing.slopes import slopes
-from mft_train.config.config import CobaConfig, FamoConfig, FocalConfig, LossConfig, SelfPacedConfig
+from mft_train.config.loss_config import CobaConfig, FamoConfig, FocalConfig, LossConfig, SelfPacedConfig
 
 # Histories short enough that a few updates leave the warm-up.
 LOSSES = {

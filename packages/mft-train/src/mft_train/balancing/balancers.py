@@ -19,7 +19,7 @@ from mft_train.balancing.static import static
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mft_train.config.config import LossConfig
+    from mft_train.config.loss_config import LossConfig
 
     State = dict[str, Any]
     Losses = Sequence[float | None]

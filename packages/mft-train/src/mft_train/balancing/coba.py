@@ -15,7 +15,7 @@ from mft_train.balancing.slopes import normalized, slopes, softmax, with_measure
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mft_train.config.config import CobaConfig
+    from mft_train.config.loss_config import CobaConfig
 
 # A first loss is taken to be at least this many nats: the ratio to it stays finite.
 SMALLEST_FIRST_LOSS = 1e-8

@@ -14,7 +14,7 @@ from mft_train.balancing.slopes import softmax
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mft_train.config.config import FamoConfig
+    from mft_train.config.loss_config import FamoConfig
 
 # Added to losses before the logarithm. The least possible loss, l_min in the paper, is 0 for a cross-entropy.
 EPSILON = 1e-8

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mft_train.config.config import FocalConfig
+    from mft_train.config.loss_config import FocalConfig
 
 
 def focal(

@@ -11,7 +11,7 @@ from mft_train.balancing.slopes import normalized, slopes, softmax, with_measure
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mft_train.config.config import SelfPacedConfig
+    from mft_train.config.loss_config import SelfPacedConfig
 
 
 def self_paced(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mft_train.config.config import BASE_CHANGING_INITS
+from mft_train.config.adapter_config import BASE_CHANGING_INITS
 from mft_train.errors import TrainError
 from mft_train.model.lora_linear import ADAPTER
 

@@ -151,6 +151,14 @@ def test_an_edit_that_the_plan_shows_is_refused_by_name(run, folder):
     check_refused(run("out", "--resume"), "the file large/b.jsonl is another")
 
 
+def wait_for_chunk(place, out, child):
+    """Returns when a build has finished a chunk or itself, or has ended."""
+    while not out.exists() and not any(place.glob(".out.partial/chunks/*.0000")):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.001)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_workers", "num_kills"), [(1, 20), (2, 4)])
 def test_kills_with_edits_in_between_resume_to_a_fresh_build_or_refuse(run, folder, helpers, num_workers, num_kills):
@@ -171,7 +179,11 @@ def test_kills_with_edits_in_between_resume_to_a_fresh_build_or_refuse(run, fold
                 run("out", "--resume", *workers)
             finally:
                 os._exit(0)
-        time.sleep(generator.uniform(0.1, 1) * whole_seconds)
+        moment = generator.uniform(0.1, 1) * whole_seconds
+        if generator.random() < 0.5:  # once a chunk is done, from which on an edit is one between two readings
+            moment /= 4
+            wait_for_chunk(folder.parent, out, child)
+        time.sleep(moment)
         if not out.exists():
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -84,6 +84,19 @@ def test_builds_killed_at_random_moments_resume_to_the_same_bytes(
     assert helpers.leftovers(tmp_path) == []
 
 
+def test_a_kill_while_the_tokenizer_is_saved_leaves_no_half_of_it(build, tmp_path, plain, helpers):
+    def half(_tokenizer, chat_template, tokenizer_dir):
+        tokenizer_dir.mkdir(parents=True)
+        (tokenizer_dir / "chat_template.jinja").write_text(chat_template[:5])
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mft_data.commands.build.save_tokenizer", half)
+        build(tmp_path / "out", exit_code=1)
+    build(tmp_path / "out", "--resume")
+    assert helpers.tree(tmp_path / "out") == plain
+
+
 def test_a_resume_takes_finished_chunks_and_refuses_other_options(build, tmp_path, plain, helpers):
     def stop(*_):
         raise KeyboardInterrupt

@@ -95,7 +95,8 @@ def build_from(sources: list[Source], out: Output, options: BuildOptions, run: R
             encoder.renderer(source.settings)
         begin(staging, plan.document)
         if not (staging / "tokenizer").is_dir():
-            save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / "tokenizer")
+            save_tokenizer(plan.tokenizer, plan.template.jinja(), staging / SCRATCH / "saved")
+            (staging / SCRATCH / "saved").rename(staging / "tokenizer")  # whole or not at all
         remove_unfinished(staging / CHUNKS)
         surveys = survey_sources(plan.work, all_chunks, chunks, engine)
         scanned = chunks_to_scan(plan, all_chunks)

@@ -13,7 +13,7 @@ import yaml
 from mft_train.rows.dataset_dir import open_dataset
 from mft_train.rows.row_stream import RowStream, StreamPosition
 
-MEASURED = {"tokens_per_second", "peak_memory_bytes"}
+MEASURED = {"tokens_per_second", "peak_memory_bytes", "num_steps"}  # the last is of a run that is made shorter
 PORT = 29_511
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 

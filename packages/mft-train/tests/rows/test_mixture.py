@@ -16,7 +16,7 @@ from mft_train.cli import main
 from mft_train.config.config import RunConfig
 from mft_train.errors import TrainError
 from mft_train.rows.dataset_dir import DatasetDir, Task, open_dataset
-from mft_train.rows.mixture import drawn_dataset, epoch_rows, expected_counts, proportions, task_shares
+from mft_train.rows.mixture import drawn_dataset, epoch_rows, expected_counts, proportions, row_shares
 from mft_train.rows.row_stream import RowStream, StreamPosition
 
 
@@ -124,7 +124,7 @@ def test_shares_sum_to_one_and_follow_what_is_drawn(tasks, is_mixture):
     numbers = {f"task-{index}": number for index, (_, number) in enumerate(tasks)}
     entries = [Task(f"task-{index}", index, rows, rows, 1, 0, 1) for index, (rows, _) in enumerate(tasks)]
     config = settings(mixture=numbers) if is_mixture else settings(repeats=numbers)
-    shares = task_shares(entries, config)
+    shares = row_shares(entries, config)
     assert math.isclose(sum(shares), 1)
     drawn = [numbers[task.name] if is_mixture else int(numbers[task.name] * task.train_rows) for task in entries]
     assert shares == pytest.approx([part / sum(drawn) for part in drawn])
@@ -137,14 +137,14 @@ def tasks_of(sizes):
 
 def test_shares_by_an_exponent_of_a_worked_example():
     tasks = tasks_of([(100, 1000), (900, 90_000)])
-    assert task_shares(tasks, settings(mixture_exponent=1.0)) == pytest.approx([0.1, 0.9])
-    assert task_shares(tasks, settings(mixture_exponent=0.5)) == pytest.approx([0.25, 0.75])
-    assert task_shares(tasks, settings(mixture_exponent=0)) == pytest.approx([0.5, 0.5])
+    assert row_shares(tasks, settings(mixture_exponent=1.0)) == pytest.approx([0.1, 0.9])
+    assert row_shares(tasks, settings(mixture_exponent=0.5)) == pytest.approx([0.25, 0.75])
+    assert row_shares(tasks, settings(mixture_exponent=0)) == pytest.approx([0.5, 0.5])
     # Square roots of the tokens are as 31.6 to 300; a row of the second has 10 times the tokens of one of the first.
     parts = [1000**0.5 / 10, 90_000**0.5 / 100]
-    shares = task_shares(tasks, settings(mixture_exponent=0.5, mixture_unit="tokens"))
+    shares = row_shares(tasks, settings(mixture_exponent=0.5, mixture_unit="tokens"))
     assert shares == pytest.approx([part / sum(parts) for part in parts])
-    shares = task_shares(tasks, settings(mixture={"task-0": 1.0, "task-1": 1.0}, mixture_unit="tokens"))
+    shares = row_shares(tasks, settings(mixture={"task-0": 1.0, "task-1": 1.0}, mixture_unit="tokens"))
     assert shares == pytest.approx([10 / 11, 1 / 11])
 
 
@@ -153,11 +153,11 @@ def test_repetitions_are_limited_in_a_worked_example():
     tasks = tasks_of([(100, 100), (900, 900)])
     values = {"mixture_exponent": 0, "max_repetitions": 3, "global_batch_size": 10}
     config = settings(**values).model_copy(update={"max_steps": 100})
-    assert task_shares(tasks, config) == pytest.approx([0.3, 0.7])
+    assert row_shares(tasks, config) == pytest.approx([0.3, 0.7])
     one = config.model_copy(update={"max_repetitions": {"task-0": 1.0}})
-    assert task_shares(tasks, one) == pytest.approx([0.1, 0.9])
+    assert row_shares(tasks, one) == pytest.approx([0.1, 0.9])
     with pytest.raises(TrainError) as caught:
-        task_shares(tasks, config.model_copy(update={"max_steps": 301}))
+        row_shares(tasks, config.model_copy(update={"max_steps": 301}))
     assert caught.value.format_message().startswith(
         "max_repetitions allow 3,000 rows, the run draws 3,010, at most 300 steps, or more repetitions"
     )
@@ -180,8 +180,8 @@ def test_no_task_is_over_its_limit_and_the_others_keep_their_ratios(sizes, expon
         model="", dataset="", output="", max_steps=steps, global_batch_size=1, mixture_exponent=exponent,
         mixture_unit=unit, max_repetitions=most,
     )  # fmt: skip
-    free = task_shares(tasks, config.model_copy(update={"max_repetitions": None}))
-    shares = task_shares(tasks, config)
+    free = row_shares(tasks, config.model_copy(update={"max_repetitions": None}))
+    shares = row_shares(tasks, config)
     limits = [most * task.train_rows / steps for task in tasks]
     assert math.isclose(sum(shares), 1, rel_tol=1e-9)
     assert all(share <= limit * (1 + 1e-9) for share, limit in zip(shares, limits, strict=True))

@@ -17,7 +17,7 @@ from mft_train.model.load import empty_model
 from mft_train.model.quantization import quantized_bytes
 from mft_train.optimization.optimizer import state_bytes
 from mft_train.planning.rehearsal import rehearse
-from mft_train.rows.mixture import task_shares
+from mft_train.rows.mixture import row_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,7 @@ def count_trained(model: nn.Module) -> int:
 
 def mean_row(tasks: Sequence[Task], config: RunConfig) -> tuple[float, float]:
     """Mean tokens and supervised tokens of a training row as the run draws them."""
-    pairs = list(zip(task_shares(tasks, config), tasks, strict=True))
+    pairs = list(zip(row_shares(tasks, config), tasks, strict=True))
     tokens = sum(share * task.train_tokens / task.train_rows for share, task in pairs)
     supervised = sum(share * task.train_supervised_tokens / task.train_rows for share, task in pairs)
     return tokens, supervised

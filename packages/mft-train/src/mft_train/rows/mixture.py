@@ -68,7 +68,7 @@ def epoch_rows(tasks: Sequence[Task], config: RunConfig) -> list[float]:
     return [int(config.repeats.get(task.name, 1.0) * task.train_rows) for task in tasks]
 
 
-def task_shares(tasks: Sequence[Task], config: RunConfig) -> list[float]:
+def row_shares(tasks: Sequence[Task], config: RunConfig) -> list[float]:
     """The share of each task in the rows that are drawn; they sum to 1."""
     rows = epoch_rows(tasks, config)
     return [number / sum(rows) for number in rows]
@@ -131,7 +131,7 @@ def expected_counts(dataset: DatasetDir, config: RunConfig) -> list[list[float]]
     """
     counts = [[0.0] * len(dataset.tasks) for _ in range(2)]
     tasks = dataset.trained_tasks
-    for task, share in zip(tasks, task_shares(tasks, config), strict=True):
+    for task, share in zip(tasks, row_shares(tasks, config), strict=True):
         times = config.global_batch_size * share / task.train_rows
         counts[0][task.task_id] = times * task.train_supervised_tokens
         counts[1][task.task_id] = times * task.train_conversations

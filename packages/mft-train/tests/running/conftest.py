@@ -11,6 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from mft_train.cli import main
 
 ADDRESSES = ("10.87.0.1", "10.87.0.2")
 # As root the kernel asks for nothing more; others become root in a namespace of users.
@@ -92,3 +95,17 @@ def connect(stack):
     except subprocess.CalledProcessError as error:
         raise UnavailableError(error.stderr.decode().strip()) from error
     return first, second
+
+
+@pytest.fixture
+def launcher(write_run, tmp_path):
+    """Makes, of settings, a function that runs the command with these and more; its run directory is `name`."""
+
+    def launcher(settings):
+        def launch(name, *arguments, **more):
+            path = write_run(**settings | more)
+            return CliRunner().invoke(main, ["launch", str(path), f"output={tmp_path / name}", *arguments])
+
+        return launch
+
+    return launcher

@@ -4,9 +4,6 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
-
-from mft_train.cli import main
 
 SETTINGS = {
     "max_steps": 8,
@@ -21,14 +18,8 @@ MEASURED = {"tokens_per_second", "peak_memory_bytes", "num_steps"}  # the last i
 
 
 @pytest.fixture
-def launch(write_run, tmp_path):
-    """Runs the command with SETTINGS and these; its run directory is `name`."""
-
-    def launch(name, *arguments, **settings):
-        path = write_run(**SETTINGS | settings)
-        return CliRunner().invoke(main, ["launch", str(path), f"output={tmp_path / name}", *arguments])
-
-    return launch
+def launch(launcher):
+    return launcher(SETTINGS)
 
 
 def events(run_dir, *kinds):

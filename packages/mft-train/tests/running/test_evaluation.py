@@ -11,11 +11,9 @@ from pathlib import Path
 
 import orjson
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mft_train.cli import main
 from mft_train.running import supervise
 from mft_train.running.evaluation import MOST_NUMBERS, command_environment, read_numbers
 
@@ -38,14 +36,8 @@ JSON = st.recursive(
 
 
 @pytest.fixture
-def launch(write_run, tmp_path):
-    """Runs the command with SETTINGS and these; its run directory is `name`."""
-
-    def launch(name, *arguments, **settings):
-        path = write_run(**SETTINGS | settings)
-        return CliRunner().invoke(main, ["launch", str(path), f"output={tmp_path / name}", *arguments])
-
-    return launch
+def launch(launcher):
+    return launcher(SETTINGS)
 
 
 def events(run_dir, *kinds):

@@ -3,7 +3,7 @@
     python benchmarks/balancing/prepare.py DATA OUT
 
 DATA holds the folders code-instruct, code-translate and python-problems; the other three tasks are those that
-tools/make_demo_tasks.py makes; they are 100 to 1 in size. OUT gets `base/`, a llama of 5.9 million parameters with a
+tools/make_demo_tasks.py makes; they are 100 to 1 in size. OUT gets `base/`, a llama of 2.6 million parameters with a
 tokenizer of 4,096 tokens of its own, first trained on the tests of this Python's standard library, which no task is cut
 from; `dataset/` with training and validation rows; and `test/`, whose training rows are the test split, which no run
 sees.
@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-# Training conversations of each task; validation and test have up to 60 and 100 others.
+# Training conversations of each task; validation and test have up to 40 and 80 others.
 SIZES = {
     "code-translate": 1000,
     "docstring-to-code": 400,
@@ -29,12 +29,12 @@ SIZES = {
     "code-to-docstring": 25,
     "python-problems": 10,
 }
-NUM_VALIDATION, NUM_TEST = 60, 100
+NUM_VALIDATION, NUM_TEST = 40, 80
 VOCABULARY, SEQ_LENGTH, TEXT_BYTES = 4096, 512, 12_000_000
 END = "<|endoftext|>"
 PRETRAINING = {
     "method": "full",
-    "max_steps": 900,
+    "max_steps": 450,
     "global_batch_size": 16,
     "micro_batch_size": 4,
     "learning_rate": 2e-3,
@@ -81,7 +81,7 @@ def make_base(out):
     random = out / "random"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(random)
     set_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4}
+    shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3}
     config = LlamaConfig(
         vocab_size=VOCABULARY, max_position_embeddings=SEQ_LENGTH, tie_word_embeddings=True, eos_token_id=0, **shape
     )

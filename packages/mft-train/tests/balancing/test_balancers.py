@@ -97,6 +97,22 @@ def test_famo_is_adam_on_the_task_logits_as_torch_computes_it():
         assert shares == pytest.approx((expected / expected.sum()).tolist(), rel=1e-12)
 
 
+@given(st.lists(st.tuples(*[st.floats(0.05, 20)] * 4), min_size=2, max_size=12), st.floats(0, 0.1))
+def test_famo_weighs_losses_as_torchjd_does(updates, decay):
+    import torch
+    from torchjd.scalarization import FAMO
+
+    oracle, state = FAMO(4, weight_decay=decay).double(), {}
+    settings = FamoConfig(learning_rate=0.025, decay=decay)
+    for number, losses in enumerate(updates):
+        shares, state = RULES["famo"](state, losses, settings)
+        values = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
+        if number:
+            oracle.update(values)
+        oracle(values).backward()
+        assert shares == pytest.approx(values.grad.tolist(), rel=1e-9)
+
+
 def test_focal_of_a_worked_example():
     # Mean token probabilities 1/2 and 3/4: (1/4, 1/16) with gamma 2.
     shares, _ = RULES["focal"]({}, [math.log(2), math.log(4 / 3)], FocalConfig(gamma=2.0))

@@ -30,7 +30,7 @@ class FamoConfig(Section):
     """Fast adaptive multitask optimization."""
 
     learning_rate: PositiveFloat = Field(0.025, description="Adam's rate for the task logits")
-    decay: NonNegativeFloat = Field(0.01, description="pull of the task logits towards equal weights")
+    decay: NonNegativeFloat = Field(0.001, description="pull of the task logits towards equal weights")
 
 
 class FocalConfig(Section):

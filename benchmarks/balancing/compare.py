@@ -3,13 +3,14 @@
     python benchmarks/balancing/compare.py OUT RESULTS [--seed N]... [--jobs 2] [--only NAME]...
 
 A run whose file is in RESULTS is not made again, so that a comparison can be stopped and gone on with. A balancer
-measures every task every 5 steps, since a run is short: 40 measurements of a task, as many as 2,400 steps of six tasks
-make at the defaults. Checkpoints are validated and kept at 10 places of a run; the test split is measured on those only
+measures every task every 5 steps, since a run is short: 32 measurements of a task, as many as 1,920 steps of six tasks
+make at the defaults. Checkpoints are validated and kept at 8 places of a run; the test split is measured on those only
 that a rule would choose: the last, the best by mean and by worst task, and the best for each task.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,10 +19,10 @@ from pathlib import Path
 
 import yaml
 
-STEPS, ROWS, PLACES, PATIENCE = 200, 8, 10, 3
+STEPS, ROWS, PLACES, PATIENCE = 160, 8, 8, 3
 RUN = {
-    "method": "full", "max_steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 4, "learning_rate": 5e-4,
-    "min_learning_rate": 5e-5, "warmup_steps": 20, "weight_decay": 0.01, "validation_interval": STEPS // PLACES,
+    "method": "full", "max_steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 8, "learning_rate": 1e-3,
+    "min_learning_rate": 1e-4, "warmup_steps": 20, "weight_decay": 0.01, "validation_interval": STEPS // PLACES,
     "checkpoint_interval": STEPS // PLACES, "keep_last": 0, "trackers": [],
 }  # fmt: skip
 BY_SIZE = {"loss": {"reduction": "token_mean"}}
@@ -44,7 +45,7 @@ CONTENDERS = {
     **{name: EQUAL | balanced(name) for name in ("coba", "self_paced", "famo", "focal")},
     "square root, coba": {"mixture_exponent": 0.5} | balanced("coba"),
 }
-ALONE = "alone: "
+ALONE, EXCLUDING = "alone: ", "equal, excluding"
 
 
 def contenders(tasks):
@@ -59,7 +60,7 @@ def contenders(tasks):
         }
         for task in tasks
     }
-    return CONTENDERS | alone
+    return CONTENDERS | alone | {EXCLUDING: {}}
 
 
 def environment():
@@ -109,25 +110,75 @@ def rules(curve):
 def test_losses(out, run_dir, steps):
     """{step: {task: loss}} on the test split, of the checkpoints of these steps."""
     script = Path(__file__).with_name("test_losses.py")
-    models = [run_dir / "checkpoints" / f"step-{step:08d}" / "model" for step in steps]
+    models = [checkpoint(run_dir, step) / "model" for step in steps]
     done = subprocess.run(
         ["python", script, out / "test", *models], check=True, capture_output=True, text=True, env=environment()
     )
     return dict(zip(steps, json.loads(done.stdout), strict=True))
 
 
-def make_run(out, results, name, seed, settings):
+def checkpoint(run_dir, step):
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def train(out, run_dir, seed, settings):
+    """The validation curve of one run."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    places = {"model": str(out / "base"), "dataset": str(out / "dataset"), "output": str(run_dir), "seed": seed}
+    config = run_dir.with_name(f"{run_dir.name}.yaml")
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(yaml.safe_dump(RUN | places | settings))
+    done = subprocess.run(["mft-train", "launch", config], capture_output=True, text=True, env=environment())
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return validations(run_dir)
+
+
+def train_excluding(out, run_dir, seed, tasks):
+    """The curve of equal shares in which the task that overfits first is left out, time and again (arXiv:2603.21606).
+
+    A stage trains the tasks left for what is left of the steps. The run goes back to the earliest of their best
+    checkpoints, and on from there without that task; it ends with the stage in which all get better to the last.
+    The rate goes on along the cosine, and the optimizer starts anew. `run_dir` gets the checkpoints of the path.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    left, begin, path = list(tasks), 0, {}
+    while True:
+        stage = run_dir.with_name(f"{run_dir.name}.stage")
+        model = str(checkpoint(run_dir, begin) / "model" if begin else out / "base")
+        shares = {task: float(task in left) for task in tasks}
+        rates = {"learning_rate": rate(begin), "warmup_steps": 5 if begin else RUN["warmup_steps"]}
+        settings = {"model": model, "mixture": shares, "max_steps": STEPS - begin} | rates
+        curve = train(out, stage, seed, settings)
+        best = {task: best_step(curve, lambda losses, task=task: losses[task]) for task in left}
+        first = min(left, key=best.__getitem__)
+        end = STEPS - begin if len(left) == 1 else best[first]
+        for step, losses in curve.items():
+            if step <= end and (step or not begin):
+                path[begin + step] = losses
+                if step:
+                    checkpoint(run_dir, 0).parent.mkdir(parents=True, exist_ok=True)
+                    checkpoint(stage, step).rename(checkpoint(run_dir, begin + step))
+        shutil.rmtree(stage)
+        begin += end
+        left.remove(first)
+        if begin == STEPS:
+            return path
+
+
+def rate(step):
+    """The peak rate of a stage that begins at this step: that of the whole run's cosine, without its warm-up."""
+    least, most = RUN["min_learning_rate"], RUN["learning_rate"]
+    return least + (most - least) * (1 + math.cos(math.pi * step / STEPS)) / 2
+
+
+def make_run(out, results, name, seed, tasks):
     """One run, its test losses, its file; the run directory is deleted."""
     target = results / f"{name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.{seed}.json"
     if target.exists():
         return
-    run_dir = out / "runs" / target.stem
-    shutil.rmtree(run_dir, ignore_errors=True)
-    places = {"model": str(out / "base"), "dataset": str(out / "dataset"), "output": str(run_dir), "seed": seed}
-    config = out / f"{target.stem}.yaml"
-    config.write_text(yaml.safe_dump(RUN | settings | places))
-    subprocess.run(["mft-train", "launch", config], check=True, capture_output=True, text=True, env=environment())
-    curve = validations(run_dir)
+    run_dir, settings = out / "runs" / target.stem, contenders(tasks)[name]
+    curve = train_excluding(out, run_dir, seed, tasks) if name == EXCLUDING else train(out, run_dir, seed, settings)
     document = {"contender": name, "seed": seed, "settings": settings, "validation": curve}
     shared, own = rules(curve)
     document["test"] = test_losses(out, run_dir, sorted({*shared.values(), *own.values()}))
@@ -148,9 +199,9 @@ def main():
     tasks = [task["name"] for task in json.loads((arguments.out / "dataset" / "manifest.json").read_text())["tasks"]]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [
-            pool.submit(make_run, arguments.out, arguments.results, name, seed, settings)
+            pool.submit(make_run, arguments.out, arguments.results, name, seed, tasks)
             for seed in arguments.seed or range(5)
-            for name, settings in contenders(tasks).items()
+            for name in contenders(tasks)
             if not arguments.only or name in arguments.only
         ]
         for each in runs:

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-# Training conversations of each task; validation and test have up to 40 and 80 others.
+# Training conversations of each task; validation and test have up to 32 and 60 others.
 SIZES = {
     "code-translate": 1000,
     "docstring-to-code": 400,
@@ -29,8 +29,8 @@ SIZES = {
     "code-to-docstring": 25,
     "python-problems": 10,
 }
-NUM_VALIDATION, NUM_TEST = 40, 80
-VOCABULARY, SEQ_LENGTH, TEXT_BYTES = 4096, 512, 12_000_000
+NUM_VALIDATION, NUM_TEST = 32, 60
+VOCABULARY, CONTEXT, SEQ_LENGTH, TEXT_BYTES = 4096, 512, 256, 12_000_000
 END = "<|endoftext|>"
 PRETRAINING = {
     "method": "full",
@@ -83,13 +83,13 @@ def make_base(out):
     set_seed(0)
     shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 3}
     config = LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=SEQ_LENGTH, tie_word_embeddings=True, eos_token_id=0, **shape
+        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=True, eos_token_id=0, **shape
     )
     LlamaForCausalLM(config).save_pretrained(random)
-    step = 3 * SEQ_LENGTH  # characters: about a row of tokens
+    step = 3 * CONTEXT  # characters: about a row of tokens
     pieces = [text[start : start + step] for text in texts for start in range(0, len(text), step)]
     write_lines(out / "text" / "library" / "part.jsonl", [{"text": piece} for piece in pieces if piece.strip()])
-    options = ("--tokenizer", random, "--seq-length", SEQ_LENGTH, "--validation", 0.005)
+    options = ("--tokenizer", random, "--seq-length", CONTEXT, "--validation", 0.005)
     run("mft-data", "build", out / "text" / "library", out / "text-dataset", *options)
     settings = {"model": random, "dataset": out / "text-dataset", "output": out / "pretraining"}
     values = {name: str(value) for name, value in settings.items()} | PRETRAINING

@@ -38,6 +38,7 @@ def balanced(name):
 
 CONTENDERS = {
     "by size": BY_SIZE,
+    "by size, task_mean": {},
     "square root": {"mixture_exponent": 0.5},
     "equal": EQUAL,
     "equal, 20 repetitions": EQUAL | {"max_repetitions": 20.0},

@@ -115,7 +115,7 @@ def test_losses(out, run_dir, steps):
     done = subprocess.run(
         ["python", script, out / "test", *models], check=True, capture_output=True, text=True, env=environment()
     )
-    return dict(zip(steps, json.loads(done.stdout), strict=True))
+    return dict(zip(steps, json.loads(done.stdout.splitlines()[-1]), strict=True))  # DeepSpeed logs to stdout
 
 
 def checkpoint(run_dir, step):

@@ -99,22 +99,19 @@ def test_merged_experts_equal_pefts(family, make_base, make_adapter, load_adapte
     assert len(changed) == (len(experts) // 3 if family == "one parameter" else len(experts))
 
 
-def test_a_mixture_is_verified_from_the_disk_but_for_updates_of_its_experts(
-    make_base, make_adapter, run_merge, tmp_path, monkeypatch
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "qwen3_next", "gpt_oss"])
+def test_updates_of_experts_are_verified_from_the_disk(
+    family, make_base, make_adapter, run_merge, tmp_path, monkeypatch
 ):
-    base = make_base("mixtral", {"num_local_experts": 4})
-    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "o_proj"])
-    of_experts = make_adapter(
-        base, tmp_path / "experts", target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"]
-    )
-    assert run_merge(of_experts, tmp_path / "in-memory", "--verify").exit_code == 0
+    model_type, sizes, options = FAMILIES[family]
+    base = make_base(model_type, sizes)
+    adapter = make_adapter(base, tmp_path / "adapter", **({"target_modules": []} | options))
     monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
     result = run_merge(adapter, tmp_path / "out", "--verify", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["verification"]["relative_difference"] <= 1e-6
-    result = run_merge(of_experts, tmp_path / "from-disk", "--verify")
-    assert result.exit_code == 1
-    assert "must fit into memory where an adapter is more than plain LoRA" in result.stderr
+    figures = json.loads(result.stdout)["verification"]
+    assert figures["is_from_disk"]
+    assert figures["relative_difference"] <= 1e-5
 
 
 def test_saved_modules_of_renamed_parameters_find_their_place(

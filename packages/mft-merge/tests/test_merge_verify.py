@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mft_merge.errors import MergeError
 from mft_merge.planning.changes import stored_changes
@@ -20,17 +23,17 @@ def adapter(base_dir, make_adapter, tmp_path):
     return make_adapter(base_dir("llama", shard_size="30KB"), tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("is_layer_by_layer", [False, True], ids=["in memory", "layer by layer"])
+@pytest.mark.parametrize("is_from_disk", [False, True], ids=["in memory", "from the disk"])
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
-def test_figures_of_a_right_merge(is_layer_by_layer, dtype, adapter, run_merge, tmp_path, monkeypatch):
-    if is_layer_by_layer:
+def test_figures_of_a_right_merge(is_from_disk, dtype, adapter, run_merge, tmp_path, monkeypatch):
+    if is_from_disk:
         monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     result = run_merge(adapter, tmp_path / "out", "--verify", "--json", "--dtype", dtype)
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)["verification"]
-    assert figures["is_layer_by_layer"] is is_layer_by_layer
+    assert figures["is_from_disk"] is is_from_disk
     assert figures["relative_difference"] <= (1e-6 if dtype == "keep" else 0.02)
     assert figures["largest_logit"] > 0.1
     assert "note: verified" in result.stderr
@@ -50,13 +53,73 @@ def test_a_base_by_a_relative_path_is_not_written_over(base_dir, make_adapter, r
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "out"}
 
 
-def test_more_than_plain_lora_is_not_verified_from_the_disk(base_dir, make_adapter, run_merge, tmp_path, monkeypatch):
-    adapter = make_adapter(base_dir("llama"), tmp_path / "adapter", use_dora=True, modules_to_save=["norm"])
-    assert run_merge(adapter, tmp_path / "in-memory", "--verify").exit_code == 0
+KINDS = {
+    "dora and whole modules": ("llama", {"use_dora": True, "modules_to_save": ["norm"]}),
+    "embeddings": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "trained tokens": ("llama", {"trainable_token_indices": [3, 5]}),
+    "a larger vocabulary": ("llama", {"vocab_size": 270}),
+    "transposed weights": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_is_verified_from_the_disk(
+    kind, base_dir, make_adapter, run_merge, tmp_path, monkeypatch
+):
+    family, options = KINDS[kind]
+    adapter = make_adapter(base_dir(family), tmp_path / "adapter", **options)
     monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
-    result = run_merge(adapter, tmp_path / "out", "--verify")
-    assert result.exit_code == 1
-    assert "must fit into memory where an adapter is more than plain LoRA" in result.stderr
+    result = run_merge(adapter, tmp_path / "out", "--verify", "--json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)["verification"]
+    assert figures["is_from_disk"]
+    assert figures["relative_difference"] <= 2e-6
+    assert not [path for path in tmp_path.rglob("*") if path.name == "weights"]
+
+
+# Verifies, and prints the most anonymous memory that this took beyond what was there before, in bytes.
+MEASURE = """
+import json, sys, threading, time
+import accelerate, peft, torch, transformers.models.llama.modeling_llama
+from mft_merge.cli import main
+from mft_merge.verification import verify
+torch.set_num_threads(1)
+verify.FORWARD_SHARE = float(sys.argv.pop())
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+before, most, is_done = anonymous(), 0, False
+def watch():
+    global most
+    while not is_done:
+        most = max(most, anonymous())
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+main(sys.argv[1:], standalone_mode=False)
+is_done = True
+thread.join()
+print(most - before)
+"""
+
+
+@pytest.mark.slow
+def test_weights_on_the_disk_take_no_memory(make_adapter, tmp_path):
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 8}
+    base = tmp_path / "base"
+    LlamaForCausalLM(LlamaConfig(vocab_size=1000, num_hidden_layers=8, **sizes)).save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules="all-linear", use_dora=True)
+    size = (base / "model.safetensors").stat().st_size
+    most = {}
+    for name, share in (("memory", 0), ("disk", 1e12)):
+        command = [sys.executable, "-c", MEASURE, adapter, tmp_path / name, "--verify", share]
+        done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        most[name] = int(done.stdout.splitlines()[-1])
+    assert size > 100_000_000
+    assert most["memory"] > size
+    assert most["disk"] < 0.4 * size
 
 
 def test_a_resized_vocabulary_is_verified(base_dir, make_adapter, run_merge, tmp_path):
@@ -86,7 +149,7 @@ def test_the_limit_of_a_container_sends_the_models_to_the_disk(
     assert memory.free_bytes() == 1000
     result = run_merge(adapter, tmp_path / "out", "--verify", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["verification"]["is_layer_by_layer"] is True
+    assert json.loads(result.stdout)["verification"]["is_from_disk"] is True
 
 
 def test_the_file_cache_of_a_group_is_no_use_of_its_memory(tmp_path, monkeypatch):
@@ -108,10 +171,10 @@ def test_weights_and_several_adapters_are_verified(adapter, base_dir, make_adapt
         assert json.loads(result.stdout)["verification"]["relative_difference"] <= 1e-6
 
 
-@pytest.mark.parametrize(("family", "is_layer_by_layer"), [("llama", False), ("llama", True), ("gpt2", True)])
+@pytest.mark.parametrize(("family", "is_from_disk"), [("llama", False), ("llama", True), ("gpt2", True)])
 @pytest.mark.parametrize("rule", ["ties", "dare_linear"])
 def test_what_a_rule_has_combined_is_verified(
-    rule, family, is_layer_by_layer, base_dir, make_adapter, run_merge, tmp_path, monkeypatch
+    rule, family, is_from_disk, base_dir, make_adapter, run_merge, tmp_path, monkeypatch
 ):
     """With one adapter that has layers the other has not, and seeds that must be the same on both sides."""
     targets = {"llama": (["q_proj", "embed_tokens"], ["q_proj", "up_proj"]), "gpt2": (["c_attn"], ["c_attn", "c_proj"])}
@@ -121,14 +184,14 @@ def test_what_a_rule_has_combined_is_verified(
     ]
     path = made[0] / "adapter_model.safetensors"  # without the copy of the embedding that PEFT puts beside its update
     save_file({name: tensor for name, tensor in load_file(path).items() if "base_layer" not in name}, path)
-    if is_layer_by_layer:
+    if is_from_disk:
         monkeypatch.setattr(verify, "FORWARD_SHARE", 1e12)
     both = ["--adapter", f"{made[0]}=0.7", "--adapter", f"{made[1]}=-0.3", "--combine", rule, "--density", 0.5]
     result = run_merge(*both, tmp_path / "out", "--seed", 3, "--verify", "--json")
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)["verification"]
     assert figures["relative_difference"] <= 1e-6
-    assert figures["is_layer_by_layer"] is is_layer_by_layer
+    assert figures["is_from_disk"] is is_from_disk
 
 
 @pytest.mark.parametrize("base_weights", ["trained", "full"])

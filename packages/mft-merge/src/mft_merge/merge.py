@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,12 +207,17 @@ def _write_shards(plan: MergePlan, base: BaseModel, staging: Staging) -> None:
         if staging.finished:
             click.echo(f"note: {len(staging.finished)} of {len(plan.shards)} shards were finished before", err=True)
         _check_space(plan, staging)
-        for name, tensors in plan.shards.items():
-            if name not in staging.finished:
-                record = write_shard(
-                    staging.model_dir / name, headers[name], tensors, lambda size: progress.advance(task, size)
-                )
-                staging.record(name, record)
+        left = [(name, tensors) for name, tensors in plan.shards.items() if name not in staging.finished]
+        with ThreadPoolExecutor(1) as syncing:
+            done: Future[None] | None = None  # of the shard before, which may still be on its way to the disk
+            for name, tensors in left:
+                path = staging.model_dir / name
+                record = write_shard(path, headers[name], tensors, lambda size: progress.advance(task, size), syncing)
+                if done:
+                    done.result()
+                done = syncing.submit(lambda name=name, record=record: staging.record(name, record.result()))
+            if done:
+                done.result()
 
 
 def _check_space(plan: MergePlan, staging: Staging) -> None:

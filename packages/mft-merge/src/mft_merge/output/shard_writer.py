@@ -4,7 +4,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from mft_merge.values.merged_values import Norms, merged_tiles
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What is written is brought to the disk in pieces of about this size.
+SYNCED_BYTES = 1 << 26
 # More threads than these are not faster: the disk and the memory are busy.
 MOST_COMPUTING = 4
 
@@ -33,32 +35,52 @@ def shard_header(name: str, tensors: list[OutputTensor], base: BaseModel) -> byt
 
 
 def write_shard(
-    path: Path, header: bytes, tensors: list[OutputTensor], advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Write a shard under a partial name, bring it to the disk and give it its name; returns its record.
+    path: Path, header: bytes, tensors: list[OutputTensor], advance: Callable[[int], None], syncing: Executor
+) -> Future[dict[str, Any]]:
+    """Write a shard under a partial name; the result is its record, once it is on the disk and has its name.
 
-    The record has, for every tensor that is no copy, the CRC-32 of its payload and the norm of its update.
+    The record has, for every tensor that is no copy, the CRC-32 of its payload and the norm of its update. `syncing`
+    has one thread: it brings to the disk what is written while the rest, and the next shard, are computed.
     """
     partial = path.with_name(f"{path.name}.partial")
     records: dict[str, dict[str, Any]] = {}
-    with partial.open("wb", buffering=0) as stream, _workers() as (compute, submit):
-        stream.write(len(header).to_bytes(8, "little") + header)
-        for tensor in tensors:
-            if tensor.is_copy:
-                submit(lambda source=tensor.source: _copy(source, stream.fileno()))
-            else:
-                checksum = _Checksum()
-                norms = Norms()
-                for step in merged_tiles(tensor, norms):
-                    tile = compute(step)
-                    submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile.result()))
-                quantization = norms.quantization_square**0.5 if tensor.quantization else None
-                norm = update_norm(tensor)
-                records[tensor.name] = {"checksum": checksum, "norm": norm, "quantization_norm": quantization}
-            advance(tensor.num_bytes)
-        submit(lambda: os.fsync(stream.fileno()))
-    partial.replace(path)
-    return {"tensors": {name: {**found, "checksum": found["checksum"].value} for name, found in records.items()}}
+    syncs: list[Future[None]] = []
+    stream = partial.open("wb", buffering=0)
+
+    def finish() -> dict[str, Any]:
+        with stream:
+            for sync in syncs:
+                sync.result()  # an error of the disk is told to one sync alone
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        return {"tensors": {name: {**found, "checksum": found["checksum"].value} for name, found in records.items()}}
+
+    try:
+        with _workers() as (compute, submit):
+            stream.write(len(header).to_bytes(8, "little") + header)
+            unsynced = 0
+            for tensor in tensors:
+                if tensor.is_copy:
+                    submit(lambda source=tensor.source: _copy(source, stream.fileno()))
+                else:
+                    checksum = _Checksum()
+                    norms = Norms()
+                    for step in merged_tiles(tensor, norms):
+                        tile = compute(step)
+                        submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile.result()))
+                    quantization = norms.quantization_square**0.5 if tensor.quantization else None
+                    norm = update_norm(tensor)
+                    records[tensor.name] = {"checksum": checksum, "norm": norm, "quantization_norm": quantization}
+                unsynced += tensor.num_bytes
+                if unsynced > SYNCED_BYTES:
+                    unsynced = 0
+                    submit(lambda: syncs.append(syncing.submit(os.fdatasync, stream.fileno())))
+                advance(tensor.num_bytes)
+    except BaseException:
+        wait(syncs)
+        stream.close()
+        raise
+    return syncing.submit(finish)
 
 
 def is_finished(path: Path, header: bytes, tensors: list[OutputTensor], record: dict[str, Any]) -> bool:

@@ -69,23 +69,27 @@ def read_live_model(base: BaseModel) -> LiveModel:
     )
 
 
+def model_class(base: BaseModel) -> tuple[Any, Any]:
+    """transformers' config of a checkpoint, and the class of models that it is loaded as."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = transformers.AutoConfig.from_pretrained(base.base_dir, trust_remote_code=False)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return config, getattr(transformers, str((config.architectures or [None])[0]))
+
+
 def _meta_model(base: BaseModel) -> "PreTrainedModel":
     import torch
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(base.base_dir, trust_remote_code=False)
-        architectures = config.architectures or [None]
-        model_class: Any = (
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-            if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-            else getattr(transformers, str(architectures[0]))
-        )
+        config, made = model_class(base)
         stored = {name: torch.empty(tensor.shape, device="meta") for name, tensor in base.tensors.items()}
-        return model_class.from_pretrained(
+        return made.from_pretrained(
             None, config=config, state_dict=stored, device_map={"": "meta"}, dtype=torch.float32
         )
     except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:

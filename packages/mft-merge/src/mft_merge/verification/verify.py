@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from mft_merge.errors import MergeError
 from mft_merge.files.tensor_file import FLOAT_TYPES, ITEM_BYTES
 from mft_merge.output.staging import SCRATCH_NAME
 from mft_merge.planning.plan import MergePlan
-from mft_merge.verification.dequantized_base import write_dequantized
-from mft_merge.verification.live_model import Live, can_run_from_disk, logits
+from mft_merge.verification.live_model import Live, logits
 from mft_merge.verification.memory import free_bytes
 
 # The largest norm of the logits' difference over the norm of the logits: weights kept in float32, and rounded ones.
@@ -34,42 +33,31 @@ class Verification:
     largest_difference: float
     largest_logit: float
     bound: float
-    is_layer_by_layer: bool
+    is_from_disk: bool
 
 
 def verify(live: Live, merged_dir: Path, plan: MergePlan) -> dict[str, Any]:
     """Compare the model in `merged_dir` with the live one; raises where they differ by more than the bound.
 
-    Models that do not fit into the memory that is free are run from the disk, layer by layer.
+    Models that do not fit into the memory that is free are run from the disk, which holds a copy in float32 meanwhile.
     """
     import torch
 
     tensors = [tensor for tensor in plan.tensors() if tensor.dtype in FLOAT_TYPES]
     weight_bytes = sum(tensor.num_bytes // ITEM_BYTES[tensor.dtype] * 4 for tensor in tensors)
-    is_layer_by_layer = weight_bytes * FORWARD_SHARE > free_bytes()
-    if is_layer_by_layer and not all(can_run_from_disk(adapter_dir) for adapter_dir, _ in live.adapters):
-        raise MergeError(
-            "the live model must fit into memory where an adapter is more than plain LoRA, and less is free",
-            fix="leave out --verify, or run it where more is free",
-        )
-    base_dir = live.base_dir
-    live = replace(live, base_dir=live.base_dir.absolute(), adapters=tuple(_absolute(live.adapters)))
-    merged_dir = merged_dir.absolute()
+    is_from_disk = weight_bytes * FORWARD_SHARE > free_bytes()
     scratch_dir = merged_dir.parent / SCRATCH_NAME
     try:
-        with _placement(scratch_dir, from_disk=is_layer_by_layer) as placement:
-            if is_layer_by_layer and live.quantization is not None:
-                write_dequantized(live.base_dir, plan, scratch_dir / "base")
-                live = replace(live, base_dir=scratch_dir / "base", quantization=None)
-            expected = logits(live, placement)
-        with _placement(scratch_dir, from_disk=is_layer_by_layer) as placement:
-            merged = logits(Live(merged_dir), placement)
+        with _scratch_file(scratch_dir, is_wanted=is_from_disk) as path:
+            expected = logits(live, path)
+        with _scratch_file(scratch_dir, is_wanted=is_from_disk) as path:
+            merged = logits(Live(merged_dir), path)
     except (MergeError, OSError):
         raise
     except Exception as error:  # model code, transformers and PEFT each raise their own kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MergeError(
-            f"--verify cannot run the models: {reason}", where=str(base_dir), fix="leave it out"
+            f"--verify cannot run the models: {reason}", where=str(live.base_dir), fix="leave it out"
         ) from error
     is_rounded = any(ITEM_BYTES[tensor.dtype] < ITEM_BYTES["F32"] for tensor in tensors)
     difference = merged - expected
@@ -78,7 +66,7 @@ def verify(live: Live, merged_dir: Path, plan: MergePlan) -> dict[str, Any]:
         float(difference.abs().max()),
         float(expected.abs().max()),
         ROUNDED_BOUND if is_rounded else EXACT_BOUND,
-        is_layer_by_layer,
+        is_from_disk,
     )
     figures = f"{found.relative_difference:.2g} of their norm, at most {found.largest_difference:.2g}"
     if not found.relative_difference <= found.bound:
@@ -90,20 +78,15 @@ def verify(live: Live, merged_dir: Path, plan: MergePlan) -> dict[str, Any]:
     return asdict(found)
 
 
-def _absolute(adapters: tuple[tuple[Path, float], ...]) -> Iterator[tuple[Path, float]]:
-    for adapter_dir, weight in adapters:
-        yield adapter_dir.absolute(), weight
-
-
 @contextmanager
-def _placement(scratch_dir: Path, *, from_disk: bool) -> Iterator[dict[str, Any]]:
-    """Where the weights go: into memory, or left on the disk but for the layer that is computed."""
-    if not from_disk:
-        yield {}
+def _scratch_file(scratch_dir: Path, *, is_wanted: bool) -> Iterator[Path | None]:
+    """A path for weights that stay on the disk, if they do."""
+    if not is_wanted:
+        yield None
         return
     shutil.rmtree(scratch_dir, ignore_errors=True)
     scratch_dir.mkdir()
     try:
-        yield {"device_map": "auto", "max_memory": {"cpu": 1}, "offload_folder": str(scratch_dir)}
+        yield scratch_dir / "weights"
     finally:
         shutil.rmtree(scratch_dir)

@@ -80,15 +80,18 @@ def read_rows(tensor: StoredTensor, start: int, stop: int) -> "Tensor":
     import torch
 
     row_bytes = tensor.num_bytes // max(1, num_rows(tensor))
-    buffer = bytearray((stop - start) * row_bytes)
+    values = torch.empty(stop - start, *tensor.shape[1:], dtype=getattr(torch, FLOAT_TYPES[tensor.dtype]))
+    left, position = memory_of(values), tensor.offset + start * row_bytes
     descriptor = os.open(tensor.path, os.O_RDONLY)
     try:
-        if os.preadv(descriptor, [buffer], tensor.offset + start * row_bytes) != len(buffer):
-            raise _corrupt(tensor.path, "it was cut short while being read")
+        while len(left):  # a call reads 2 GiB at most
+            num_read = os.preadv(descriptor, [left], position)
+            if not num_read:
+                raise _corrupt(tensor.path, "it was cut short while being read")
+            left, position = left[num_read:], position + num_read
     finally:
         os.close(descriptor)
-    values = torch.frombuffer(buffer, dtype=getattr(torch, FLOAT_TYPES[tensor.dtype]))
-    return values.reshape(stop - start, *tensor.shape[1:])
+    return values
 
 
 def num_rows(tensor: StoredTensor) -> int:

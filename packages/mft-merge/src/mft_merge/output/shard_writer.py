@@ -1,13 +1,14 @@
 """One output shard: header, copied payloads and merged tiles, written while the next tile is computed."""
 
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_64
 
 from mft_merge.files.tensor_file import make_header, memory_of, payload_chunks
 from mft_merge.planning.plan import OutputTensor
@@ -39,7 +40,7 @@ def write_shard(
 ) -> Future[dict[str, Any]]:
     """Write a shard under a partial name; the result is its record, once it is on the disk and has its name.
 
-    The record has, for every tensor that is no copy, the CRC-32 of its payload and the norm of its update. `syncing`
+    The record has, for every tensor that is no copy, the XXH3 of its payload and the norm of its update. `syncing`
     has one thread: it brings to the disk what is written while the rest, and the next shard, are computed.
     """
     partial = path.with_name(f"{path.name}.partial")
@@ -100,24 +101,28 @@ def is_finished(path: Path, header: bytes, tensors: list[OutputTensor], record: 
 
 
 class _Checksum:
-    """Writes tiles and keeps the CRC-32 of all of them."""
+    """Writes tiles and keeps the XXH3 of all of them."""
 
     def __init__(self) -> None:
-        self.value = 0
+        self.digest = xxh3_64()
+
+    @property
+    def value(self) -> str:
+        return self.digest.hexdigest()
 
     def write(self, descriptor: int, tile: "Tensor") -> None:
         view = memory_of(tile)
-        self.value = zlib.crc32(view, self.value)
+        self.digest.update(view)
         _write_all(descriptor, view)
 
 
-def _checksum_of(stream: Any, num_bytes: int) -> int:
-    value = 0
+def _checksum_of(stream: Any, num_bytes: int) -> str:
+    digest = xxh3_64()
     while num_bytes:
         chunk = stream.read(min(num_bytes, 1 << 20))
-        value = zlib.crc32(chunk, value)
+        digest.update(chunk)
         num_bytes -= len(chunk)
-    return value
+    return digest.hexdigest()
 
 
 def _copy(source: Any, descriptor: int) -> None:

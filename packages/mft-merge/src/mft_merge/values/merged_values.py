@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from mft_merge.errors import MergeError
@@ -50,8 +50,9 @@ def add_update(weight: "Tensor", terms: list[tuple["Tensor", "Tensor", float]], 
     """
     import torch
 
-    is_zero = ~torch.stack([left.any(dim=1) for left, _, _ in terms]).any(dim=0)
-    if bool(is_zero.all()):
+    is_changed = torch.stack([left.any(dim=1) for left, _, _ in terms]).any(dim=0)
+    num_changed = int(is_changed.count_nonzero())
+    if not num_changed:
         return weight.to(dtype)
     total = weight.to(torch.float32, copy=True)
     for left, right, scale in terms:
@@ -60,9 +61,9 @@ def add_update(weight: "Tensor", terms: list[tuple["Tensor", "Tensor", float]], 
         else:
             total.addmm_(left, right, alpha=scale)
     rounded = total.to(dtype)
-    if bool(is_zero.any()):
-        same_bytes = weight[is_zero].to(dtype).contiguous().view(torch.uint8)
-        rounded.view(torch.uint8)[is_zero] = same_bytes
+    if num_changed < len(weight):
+        same_bytes = weight[~is_changed].to(dtype).contiguous().view(torch.uint8)
+        rounded.view(torch.uint8)[~is_changed] = same_bytes
     return rounded
 
 
@@ -216,7 +217,7 @@ def _check_finite(rounded: "Tensor", weight: "Tensor", tensor: OutputTensor) -> 
     """Raise where a value is not finite that was finite in the base."""
     import torch
 
-    if prod(rounded.shape) == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(rounded))).all()):
+    if isfinite(rounded.sum()):  # so are all its values; a sum alone may not be, and then they are looked at
         return
     if bool((~torch.isfinite(rounded) & torch.isfinite(weight)).any()):
         raise MergeError(

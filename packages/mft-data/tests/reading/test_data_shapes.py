@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mft_data.errors import RecordError
 from mft_data.reading.conversation import Turn
 from mft_data.reading.records import num_colons, num_members, parse_json, parse_line
+from mft_data.reading.source_settings import SourceSettings
 
 SYSTEM, QUESTION, ANSWER = Turn("system", "S", False), Turn("human", "Q", False), Turn("bot", "A", True)
 DOLLY = {"instruction": "When?", "context": "In 2023.", "response": "2023", "category": "closed_qa"}
@@ -25,6 +26,10 @@ OPEN_AI = {
     ],
     "tools": [],
 }
+# Of TRL and of LLaMA-Factory: answers that were judged one by one.
+KTO = {"prompt": "Q", "completion": "A", "label": True}
+KTO_ROUNDS = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "label": True}
+NOT_LEARNED = 'field "label" is false, which says that the answer is a bad one'
 RECORDS = [
     (DOLLY, (Turn("human", "When?\n\nIn 2023.", False), Turn("bot", "2023", True)), ["category"]),
     (OPEN_ORCA, (SYSTEM, QUESTION, ANSWER), []),
@@ -34,9 +39,15 @@ RECORDS = [
     (LLAMA_FACTORY, (SYSTEM, Turn("human", "q", False), Turn("bot", "a", True), QUESTION, ANSWER), []),
     (OPEN_AI, (SYSTEM, Turn("human", "Q?", False), Turn("bot", "B", False), QUESTION, ANSWER), ["messages.name"]),
     ({"prompt": "Q", "response": "A", "rejected": "B"}, (QUESTION, ANSWER), ["rejected"]),
+    (KTO, (QUESTION, ANSWER), []),
+    (KTO_ROUNDS, (QUESTION, ANSWER), []),
+    ({**KTO, "label": 0}, (QUESTION, ANSWER), ["label"]),
+    ({"text": "T", "label": False}, (Turn("text", "T", True),), ["label"]),
     ({"text": "T", "meta": {"url": "x"}, "score": 0, "note": ""}, (Turn("text", "T", True),), ["meta", "score"]),
 ]
 BAD = [
+    ({**KTO, "label": False}, NOT_LEARNED),
+    ({**KTO_ROUNDS, "label": False}, NOT_LEARNED),
     ({"prompt": "Q", "response": " \n"}, 'field "response" is blank'),
     ({"text": "\t"}, 'field "text" is blank'),
     ({**OPEN_ORCA, "system": "T"}, "the fields system and system_prompt say different things"),
@@ -74,6 +85,15 @@ def test_what_cannot_be_used_is_refused_by_name(record, reason):
     with pytest.raises(RecordError) as error:
         parse_line(orjson.dumps(record), None)
     assert error.value.reason.startswith(reason)
+
+
+def test_a_field_can_be_read_as_the_label_of_an_answer_or_a_label_as_no_such_thing():
+    line = orjson.dumps({**KTO, "label": False, "good": True})
+    fields = {"label": "data_name"}
+    assert parse_line(line, None, SourceSettings(fields=fields)).unused_fields == ["good"]
+    assert parse_line(line, None, SourceSettings(fields={"good": "label"})).unused_fields == ["(label)"]
+    with pytest.raises(RecordError, match=NOT_LEARNED):
+        parse_line(orjson.dumps({**KTO, "good": False}), None, SourceSettings(fields={"good": "label"}))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Say which record it is, or how much it weighs, whatever its shape.
 COMMON_FIELDS = {"id", "data_name", "weight"}
+# Says of one answer whether it is a good one, as KTO learns from.
+LABEL = "label"
 ROUND_FIELDS = {"role", "content", "from", "value", "train", "weight", "tool_call_id"}
 
 
@@ -49,7 +51,17 @@ def parse_conversations(record: Any, record_format: str) -> tuple[Conversation, 
     """The conversation of a decoded JSON record in one of RECORD_FORMATS, or the two of a pair; raises RecordError."""
     if not isinstance(record, dict):
         raise RecordError(f"the record is {json_type(record)}, not an object")
+    if has_label(record, record_format) and not record[LABEL]:
+        raise RecordError(
+            f'field "{LABEL}" is false, which says that the answer is a bad one, not to be learned',
+            fix=f"leave such records out, or read the field as another, --field {LABEL}=data_name",
+        )
     return RECORD_FORMATS[record_format](record)
+
+
+def has_label(record: dict[str, Any], record_format: str) -> bool:
+    """Whether a record of one answer says if it is a good one; other values than true and false say something else."""
+    return isinstance(record.get(LABEL), bool) and record_format not in ("text", PREFERENCE)
 
 
 def detect_format(record: Any, named: Collection[str] = ()) -> str:
@@ -96,7 +108,7 @@ def used_fields(record_format: str) -> set[str]:
 
 
 USED_FIELDS = {name: used_fields(name) | COMMON_FIELDS for name in RECORD_FORMATS}
-KNOWN_FIELDS = sorted(set().union(*USED_FIELDS.values()))
+KNOWN_FIELDS = sorted({LABEL}.union(*USED_FIELDS.values()))
 
 
 def unused_fields(record: dict[str, Any], record_format: str, taken: Collection[str] = ()) -> Iterator[str]:
@@ -113,6 +125,7 @@ def unused_fields(record: dict[str, Any], record_format: str, taken: Collection[
         name
         for name, value in record.items()
         if name not in used and has_something(value) and not (name == TOOLS and lists and TOOLS in taken)
+        if not (name == LABEL and has_label(record, record_format))
     )
     for field, rounds in lists.items():
         names: dict[str, None] = {}

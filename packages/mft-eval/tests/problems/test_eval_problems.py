@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from mft_eval.errors import EvalError
+from mft_eval.problems.problem import PythonTest
 from mft_eval.problems.prompts import chat_prompt, completion_prompt
 from mft_eval.problems.reading import read_problems
 
@@ -50,7 +51,7 @@ def test_each_shape_is_read_from_one_file(tmp_path):
     assert (mbpp.problem_id, mbpp.entry_point) == ("7", "add")
     assert mbpp.test.script.startswith("import math\n")
     assert mbpp.messages[0]["content"].endswith(f"```python\n{MBPP['test_list'][0]}\n{MBPP['test_list'][1]}\n```")
-    assert (humaneval.test.preamble, humaneval.test.names) == ("import math\n\n\n", ["candidate", "check", "root"])
+    assert (humaneval.test.preamble, humaneval.test.names) == ("import math\n\n\n", ["check", "root"])
     assert humaneval.test.script.endswith("check(root)\n")
     assert humaneval.reference == HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"]
     assert chat_prompt(own) == {"problem_id": "own/0", "messages": OWN["messages"]}
@@ -125,3 +126,15 @@ def test_what_the_reference_imports_is_the_tests_own(judge_problem, tmp_path):
     forger = "class math:\n    isclose = lambda *a: True\ndef same(*a): return True\ndef one(): return 2\n"
     assert judge_problem(problem, forger).verdict == "wrong"
     assert judge_problem(problem, "def one(): return 1").verdict == "passed"
+
+
+def test_a_test_may_look_up_every_name_that_it_loads():
+    script = (
+        "import math\ndef check(g, own=default):\n    local = helper(g)\n    def inner(): return deep + local\n"
+        "    return [item for item in inner() if item > limit]\n"
+        "class Case(Parent):\n    value = field\n    def run(self): return lambda a: late(a, self.attribute)\n"
+        "@marked\ndef other(): return f'{shown}'\nassert check(f) == len(math.inf)\n"
+    )
+    loaded = {"default", "helper", "deep", "limit", "Parent", "field", "late", "marked", "shown", "check", "f", "math"}
+    assert loaded <= set(PythonTest("f", script).names)
+    assert not {"g", "item", "local", "attribute", "len"} & set(PythonTest("f", script).names)

@@ -13,6 +13,8 @@ _UNDER_FLOOR = 3
 
 def fail_under(results: dict[str, Any], floors: tuple[tuple[str, float], ...]) -> None:
     """Exits with 3 where a score is under its floor, having said which."""
+    if not floors:
+        return
     from mft_eval.commands.show import check_floor
 
     found = check_floor(results, dict(floors))

@@ -8,8 +8,6 @@ from mft_eval.errors import EvalError
 from mft_eval.judging.machine import NO_SANDBOX, check_layers, missing_layers, starts, why_not
 from mft_eval.judging.pool import JudgePool
 from mft_eval.sandbox.bubblewrap import find_bwrap
-from mft_eval.sandbox.call_filter import is_known_machine
-from mft_eval.sandbox.file_rules import landlock_version
 from mft_eval.sandbox.walls import LANDLOCK, NAMESPACES, NONE
 
 STRICT, BEST_EFFORT, BARE = "strict", "best-effort", "none"
@@ -34,6 +32,10 @@ def settle(name: str) -> Isolation:
         return Isolation(STRICT)
     if name == BARE:
         return Isolation(BARE, NONE, NO_SANDBOX)
+    # They load ctypes, which a run in namespaces can do without.
+    from mft_eval.sandbox.call_filter import is_known_machine
+    from mft_eval.sandbox.file_rules import landlock_version
+
     with JudgePool(find_bwrap(), 1) as pool:
         if starts(pool):
             return Isolation(name, NAMESPACES, missing_layers(pool))

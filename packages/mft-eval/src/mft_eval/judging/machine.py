@@ -10,7 +10,6 @@ from mft_eval.judging.languages import LANGUAGES, toolchain_path
 from mft_eval.judging.pool import JudgePool
 from mft_eval.judging.requests import make_request
 from mft_eval.problems.problem import Problem, PythonTest
-from mft_eval.sandbox.file_rules import landlock_version
 from mft_eval.sandbox.walls import NAMESPACES
 
 _ANSWER = "def answer(): return 42\n"
@@ -142,6 +141,9 @@ def layer_findings(pool: JudgePool) -> list[Finding]:
 
 def landlock_finding() -> Finding:
     """What best-effort isolation has where namespaces do not work."""
+    # It loads ctypes, which a run in namespaces can do without.
+    from mft_eval.sandbox.file_rules import landlock_version
+
     version = landlock_version()
     state = f"version {version}, for --isolation best-effort" if version else "not in this kernel"
     return Finding("Landlock", bool(version), state, "" if version else _LANDLOCK_ON)

@@ -1,5 +1,7 @@
 """Servers of judgements side by side: requests go out as workers fall free, outcomes come back as they are found."""
 
+import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -13,12 +15,14 @@ from typing import Any, TypeVar
 from mft_eval.judging.deadlines import START_SECONDS
 from mft_eval.judging.sandboxes import ends_within
 from mft_eval.sandbox.bubblewrap import launch
-from mft_eval.sandbox.script_host import BUILD_SECONDS
+from mft_eval.sandbox.bundle import NURSERY_MODULES, SERVER_MODULES, make_bundle
+from mft_eval.sandbox.protocol import BUILD_SECONDS
 from mft_eval.sandbox.walls import NAMESPACES
 
 Key = TypeVar("Key")
 _CLEAN_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
 _SLACK_SECONDS = 10
+_PIPE_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -58,6 +62,8 @@ class JudgePool:
         # All of them now: they get ready while whoever asks does.
         while len(self._workers) < self._num_workers:
             self._workers.append(self._start())
+        for worker in self._workers:
+            self._hand_code(worker)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,6 +94,7 @@ class JudgePool:
                     if worker.process.poll() is not None or outcome.pop("is_lost", False):
                         _end(worker.process)
                         self._workers[index] = self._start()
+                        self._hand_code(self._workers[index])
                     key, following = worker.key, next(pending, None)
                     if following is not None:
                         self._workers[index].ask(*following)
@@ -99,9 +106,19 @@ class JudgePool:
         process: Any = subprocess.Popen(
             self._launch.server, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_CLEAN_ENVIRONMENT, cwd="/"
         )
-        worker = _Worker(process)
-        process.stdin.write(json.dumps(self._launch.settings).encode() + b"\n")
-        return worker
+        return _Worker(process)
+
+    def _hand_code(self, worker: _Worker) -> None:
+        """Gives a started server its code and its nursery's, which this process has read for all of them."""
+        server, nursery = make_bundle(SERVER_MODULES), make_bundle(NURSERY_MODULES)
+        settings = self._launch.settings | {"num_bundle_bytes": len(nursery)}
+        # Room for all of it, where the system gives it, so that nobody waits for a server that is still starting.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(worker.process.stdin, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        # The end of its answers tells that it is gone.
+        with contextlib.suppress(BrokenPipeError):
+            worker.process.stdin.write(server + json.dumps(settings).encode() + b"\n" + nursery)
+            worker.process.stdin.flush()
 
     def _ready(self, selector: selectors.BaseSelector) -> list[int]:
         """Workers that have written something, or whose time is far over."""

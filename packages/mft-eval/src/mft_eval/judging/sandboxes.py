@@ -8,7 +8,7 @@ import socket
 from subprocess import DEVNULL, Popen
 from typing import Any
 
-from mft_eval.sandbox.nursery import NUM_DESCRIPTORS, START, STARTED
+from mft_eval.sandbox.protocol import NUM_DESCRIPTORS, START, STARTED
 from mft_eval.sandbox.walls import NAMESPACES
 
 _MOST_OUTPUT_BYTES = 64 * 2**10

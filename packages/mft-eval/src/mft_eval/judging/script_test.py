@@ -6,7 +6,7 @@ import os
 import signal
 from decimal import Decimal, InvalidOperation
 
-from mft_eval.sandbox.script_host import BUILD_SECONDS
+from mft_eval.sandbox.protocol import BUILD_SECONDS
 from mft_eval.wire.channel import read_frame, write_frame
 from mft_eval.wire.codec import GarbageError, TooLargeError, decode, encode
 

@@ -1,16 +1,19 @@
 """A server of judgements: for each program a fork of this process as its judge and a sandbox of its own.
 
-It is a clean process with nothing but the standard library. It reads settings and then requests from stdin, a line of
-JSON each, and answers each request with a line on stdout. While one program is judged, the next sandbox starts: none is
-used twice. The end of stdin, also in the middle of a request, ends everything that it has started.
+It is a clean process with nothing but the standard library. It reads settings, the code of its nursery and then
+requests from stdin, settings and requests as a line of JSON each, and answers each request with a line on stdout. While
+one program is judged, the next sandbox starts: none is used twice. The end of stdin, also in the middle of a request,
+ends everything that it has started.
 """
 
 import gc
+import importlib
 import json
 import os
 import resource
 import select
 import signal
+import sys
 import time
 from typing import Any
 
@@ -19,11 +22,30 @@ from mft_eval.judging.python_test import run_python_test
 from mft_eval.judging.sandboxes import Nursery, Sandbox
 from mft_eval.judging.script_test import run_script_test
 from mft_eval.judging.session import PROGRAM_ENDED, Session, VerdictReached
-from mft_eval.sandbox.bundle import make_bundle
-from mft_eval.sandbox.program_host import READY
+from mft_eval.sandbox.protocol import READY
 from mft_eval.wire.channel import read_frame
 from mft_eval.wire.codec import GarbageError
 
+# What some tests import, loaded for all that follow when the first of them comes.
+_WARM = ("random", "mft_eval.judging.unit_tests", "mft_eval.judging.differential")
+_REHEARSAL = {
+    "kind": "python",
+    "mode": "outside",
+    "may_use_objects": False,
+    "program": "def f(x):\n    return [x, str(x), (x / 2, {x: True})]\n",
+    "preamble": "from typing import List\n",
+    "entry_point": "f",
+    "names": ["f"],
+    # The interpreter specializes code that has run a few times.
+    "test": "for n in range(16):\n    assert f(n) == [n, str(n), (n / 2, {n: True})]\n",
+    "limits": {
+        "memory_bytes": 2**30,
+        "memory_limit": "RLIMIT_AS",
+        "cpu_seconds": 10,
+        "num_processes": 16,
+        "is_captured": False,
+    },
+}
 _MEMORY_BYTES = 4 * 2**30
 
 
@@ -35,7 +57,10 @@ def main() -> None:
         os.dup2(null, standard)
     lines = os.fdopen(requests, "rb")
     settings = json.loads(lines.readline())
-    nursery = Nursery(settings["command"], make_bundle(), settings["environment"], settings["walls"])
+    nursery = Nursery(
+        settings["command"], lines.read(settings["num_bundle_bytes"]), settings["environment"], settings["walls"]
+    )
+    _rehearse(nursery)
     sandbox = nursery.start()
     # Its forks, the judges, share what is there now as long as nobody looks through it.
     gc.collect()
@@ -45,6 +70,7 @@ def main() -> None:
             used, sandbox = sandbox, None
             try:
                 request = _placed(json.loads(line), settings["places"])
+                _warm(request)
                 outcome = _judge_apart(request, used, requests, nursery)
                 sandbox = outcome.pop("next_sandbox")
                 # The next request can come while the kernel takes the sandbox apart.
@@ -58,6 +84,25 @@ def main() -> None:
         if sandbox is not None:
             sandbox.close()
         nursery.close()
+
+
+def _rehearse(nursery: Nursery) -> None:
+    """Judges a program of our own in this process: what that loads and specializes the judges need not."""
+    sandbox = nursery.start()
+    try:
+        if _is_ready(sandbox.incoming):
+            _outcome(_REHEARSAL, sandbox.incoming, sandbox.outgoing)
+    finally:
+        sandbox.close()
+
+
+def _warm(request: dict[str, Any]) -> None:
+    """Loads what this and later judges need, so that no fork has to."""
+    names = [name for name in _WARM if name not in sys.modules and name in request.get("test", "")]
+    for name in names:
+        importlib.import_module(name)
+    if names:
+        gc.freeze()
 
 
 def _placed(request: dict[str, Any], places: dict[str, str]) -> dict[str, Any]:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import random
 
 from mft_eval.judging.branches import Branches
+from mft_eval.judging.python_test import TestsFailedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _NUM_REFERENCES = 12
-
-
-class TestsFailedError(AssertionError):
-    """The tests are wrong about the reference, or miss a mutant; `detail` says which."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
 
 
 def check_tests(

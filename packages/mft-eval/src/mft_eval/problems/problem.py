@@ -4,6 +4,7 @@ import ast
 import builtins
 import functools
 import json
+import symtable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,8 +29,14 @@ class PythonTest:
 @functools.cache
 def _looked_up(script: str) -> frozenset[str]:
     """The names in a script that are not built in, kept for as long as the process lives, as the scripts are."""
-    loaded = {node.id for node in ast.walk(parsed(script)) if isinstance(node, ast.Name)}
-    return frozenset(loaded - set(vars(builtins)))
+    found, left = set(), [symtable.symtable(script, "<test>", "exec")]
+    while left:
+        table = left.pop()
+        found |= {
+            symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() or table.get_type() == "module"
+        }
+        left += table.get_children()
+    return frozenset(found - set(vars(builtins)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from mft_eval.sandbox.protocol import NONCE_BYTES
 from mft_eval.wire.channel import read_exactly, write_frame
 from mft_eval.wire.codec import encode
 
@@ -11,8 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
-
-NONCE_BYTES = 32
 
 
 def run_beside(

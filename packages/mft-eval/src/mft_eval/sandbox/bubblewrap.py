@@ -19,8 +19,6 @@ _PACKAGE_PARENT = "/opt/judge"
 PACKAGE_DIR = f"{_PACKAGE_PARENT}/mft_eval"
 _BWRAP_DIR = "/opt/bubblewrap"
 _RUST_DIR = "/opt/rust"
-_START = "import sys; sys.path.append({!r}); from mft_eval.{} import main; main()"
-_SERVER = "judging.server"
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _DROP = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execv(sys.argv[1], sys.argv[1:])"
 
@@ -68,7 +66,7 @@ def launch(bwrap_path: str, walls: str) -> Launch:
         "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID",
         *_file_system(outer_mounts), "--proc", "/proc", "--dir", "/tmp",  # noqa: S108
         _python(), *PYTHON_FLAGS, "-c", _DROP.format(_UNPRIVILEGED_ID),
-        _python(), *PYTHON_FLAGS, "-c", _START.format(_PACKAGE_PARENT, _SERVER),
+        _python(), *PYTHON_FLAGS, "-c", boot_code(_PACKAGE_PARENT),
     ]
     # fmt: on
     seen_from_outer = {inside: inside for inside in mounts}
@@ -102,7 +100,7 @@ def _python() -> str:
 
 
 def _plain_server() -> list[str]:
-    return [_python(), *PYTHON_FLAGS, "-c", _START.format(str(Path(__file__).parents[2]), _SERVER)]
+    return [_python(), *PYTHON_FLAGS, "-c", boot_code(str(Path(__file__).parents[2]))]
 
 
 def _nursery(package_parent: str, walls: str = NAMESPACES) -> list[str]:

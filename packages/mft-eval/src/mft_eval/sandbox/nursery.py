@@ -15,14 +15,14 @@ import socket
 import sys
 
 from mft_eval.sandbox import call_filter, file_rules, program_host, system_calls
+from mft_eval.sandbox.protocol import NOT_STARTED, NUM_DESCRIPTORS, STARTED
+from mft_eval.sandbox.rehearsal import rehearse
 from mft_eval.sandbox.walls import LANDLOCK, NAMESPACES, NONE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START, STARTED, NOT_STARTED = b"s", b"+", b"-"
-NUM_DESCRIPTORS = 5
 _UNPRIVILEGED_ID = 65534
 # What programs import most, so that none has to load it.
 _PRELOADED = ("bisect", "collections", "copy", "functools", "heapq", "itertools", "math", "operator", "re", "typing")
@@ -41,6 +41,7 @@ def main() -> None:
         __import__(name)
     call_filter.prepare()
     sys.argv[1:] = []
+    rehearse()
     # Ended sandboxes are nobody's business.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()

@@ -14,6 +14,7 @@ import sys
 from mft_eval.sandbox.beside import run_beside
 from mft_eval.sandbox.call_filter import deny_children
 from mft_eval.sandbox.program_side import ProgramSide
+from mft_eval.sandbox.protocol import READY
 from mft_eval.sandbox.script_host import run_scripts
 from mft_eval.sandbox.walls import LANDLOCK, NAMESPACES
 from mft_eval.wire.channel import read_frame, write_frame
@@ -24,7 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-READY = b"ready"
+# Taken before any program could patch them.
+_TRUSTED_BUILTINS = dict(vars(builtins))
 TMPFS_BYTES = 64 * 2**20
 _MAX_OPEN_FILES = 256
 
@@ -49,11 +51,11 @@ def main(incoming: int, outgoing: int, walls: str) -> None:
         run_scripts(incoming, outgoing, raise_own_wall, *rest)
     else:
         raise_own_wall()
-        _serve_program(incoming, outgoing, *rest)
+        serve_program(incoming, outgoing, *rest)
 
 
-def _serve_program(incoming: int, outgoing: int, program: str, names: tuple[str, ...]) -> None:
-    trusted_builtins = dict(vars(builtins))
+def serve_program(incoming: int, outgoing: int, program: str, names: tuple[str, ...]) -> None:
+    """Runs the program, then does what is asked of it until the pipe is closed."""
     module = type(sys)("program")
     sys.modules["program"] = module
     try:
@@ -70,7 +72,7 @@ def _serve_program(incoming: int, outgoing: int, program: str, names: tuple[str,
         except EOFError:
             return
         if message[0] == "test":
-            run_beside(module, trusted_builtins, message, incoming, outgoing)
+            run_beside(module, _TRUSTED_BUILTINS, message, incoming, outgoing)
         else:
             side.serve(message, objects)
 

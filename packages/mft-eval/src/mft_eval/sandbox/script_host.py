@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 
+from mft_eval.sandbox.protocol import BUILD_SECONDS
 from mft_eval.wire.channel import read_frame, write_frame
 from mft_eval.wire.codec import MAX_PAYLOAD_BYTES, decode, encode
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-BUILD_SECONDS = 60
 _MOST_OUTPUT_BYTES = MAX_PAYLOAD_BYTES - 2**16
 _SAID = 2000
 # Its keeper is the first process there.

@@ -151,7 +151,7 @@ class _Encoder:
 
     def _write_container(self, value: Any, depth: int) -> None:
         if self._is(value, dict):
-            self.out += b"d" + _COUNT.pack(dict.__len__(value))
+            self.out += b"d" + self._count(dict.__len__(value))
             for key, item in dict.items(value):
                 self.write(key, depth + 1)
                 self.write(item, depth + 1)
@@ -160,12 +160,18 @@ class _Encoder:
             if kind is None:
                 self._write_handle(value)
                 return
-            self.out += tag + _COUNT.pack(kind.__len__(value))
+            self.out += tag + self._count(kind.__len__(value))
             for item in kind.__iter__(value):
                 self.write(item, depth + 1)
         if isinstance(value, (dict, list, set)):
             self.numbers[id(value)] = len(self.objects)
             self.objects.append(value)
+
+    def _count(self, num_items: int) -> bytes:
+        """The encoded count; what is too large is so before its items are written."""
+        if num_items > MAX_ITEMS:
+            raise TooLargeError
+        return _COUNT.pack(num_items)
 
     def _write_handle(self, value: Any) -> None:
         tag, number, label = self.handles.hand_over(value)

@@ -35,7 +35,7 @@ class Generations:
 def read_generations(source: str, problem_ids: Collection[str] | None) -> Generations:
     """The generations in the file `source`, `-` for stdin; every problem must be one of `problem_ids`, if there are."""
     try:
-        stored = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        stored = sys.stdin.buffer.read() if source == "-" else _stored(Path(source))
     except OSError as error:
         raise EvalError(f"cannot read the generations: {error.strerror}", where=source) from error
     name = "stdin" if source == "-" else source
@@ -61,6 +61,20 @@ def read_generations(source: str, problem_ids: Collection[str] | None) -> Genera
         if isinstance(record.get("run"), dict):
             runs.add(orjson.dumps(record["run"], option=orjson.OPT_SORT_KEYS))
     return Generations(hashlib.sha256(stored).hexdigest(), completions, [orjson.loads(run) for run in sorted(runs)])
+
+
+def _stored(path: Path) -> bytes:
+    """The bytes of a file; of a directory of evalplus's samples (HumanEval_0/0.py) the lines that say the same."""
+    if not path.is_dir():
+        return path.read_bytes()
+    lines = []
+    for sample in sorted(path.glob("*/*.py"), key=lambda found: (found.parent.name, len(found.name), found.name)):
+        try:
+            record = {"task_id": sample.parent.name.replace("_", "/"), "solution": sample.read_text(encoding="utf-8")}
+        except UnicodeDecodeError as error:
+            raise EvalError(f"not UTF-8: {error}", where=str(sample)) from error
+        lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+    return b"".join(lines)
 
 
 def _names(problem_ids: Collection[str]) -> dict[str, str]:

@@ -109,10 +109,16 @@ def others(name):
     return runpy.run_path(str(JUDGING / name))
 
 
+FAMILIES = runpy.run_path(str(Path(__file__).with_name("test_eval_hostile_families.py")))
+# Each program has its turn as one of the users; with this variable, as both.
+IS_WHOLE = bool(os.environ.get("MFT_EVAL_WHOLE_SWEEP"))
+
+
 def tables():
     """Problem id -> its record, a right program, and the hostile ones by name."""
     attacks = others("test_eval_hostile.py")["ATTACKS"]
     functions = {name: textwrap.dedent(program) for name, (program, _) in attacks.items()} | LEAVING
+    functions |= FAMILIES["forbidden_python"]()
     waiting = {name for name, (_, verdict) in attacks.items() if verdict == "timeout"} - WAITING
     quick = {name: program for name, program in functions.items() if name not in waiting}
     calls = {name: f"{program}\nprint(f(int(input())))\n" for name, program in quick.items()}
@@ -156,7 +162,7 @@ def tables():
         "sql": (
             {"prompt": "Who?", "language": "sql", "setup": sql["SCHEMA"], "reference": query, "timeout_seconds": 1.0},
             query,
-            sql["HOSTILE"],
+            sql["HOSTILE"] | FAMILIES["sql"](),
         ),
     }
     own = {"prompt": "Write twice.", "entry_point": "twice", "timeout_seconds": 1.5}
@@ -169,7 +175,8 @@ def tables():
         ),
         **COMPILED,
     }
-    for language, (tests, right, hostile) in languages.items():
+    for language, (tests, right, own_hostile) in languages.items():
+        hostile = own_hostile | FAMILIES[language]()
         if toolchain_path(LANGUAGES[language]) is not None:
             entry = {"entry_point": "Twice"} if language == "java" else {}
             made[language] = (own | entry | {"language": language, "test": tests, "reference": right}, right, hostile)
@@ -188,6 +195,7 @@ FORGED_INSIDE = {
     "lies about its class",
     "calls its class Fraction",
 }
+FORGED = {"inside": FORGED_INSIDE, "rust": {"replaces assertions"}}
 # What waits for its deadline does so in every kind; these stand for the others.
 WAITING = {"never returns", "ignores signals and sleeps", "leaves a daemon"}
 
@@ -205,6 +213,21 @@ def is_text(program):
     except UnicodeEncodeError:
         return False
     return True
+
+
+def turn(user, hostile):
+    """The programs that are run as this user."""
+    if IS_WHOLE or os.geteuid() != 0:
+        return hostile
+    return dict(list(hostile.items())[USERS.index(user) :: len(USERS)])
+
+
+def test_there_are_eighty_of_every_kind_and_twenty_of_others():
+    made = tables()
+    assert min(len(made[kind][2]) for kind in ("outside", "inside", "stdin of functions", "sql")) >= 80
+    for language, least in {"cpp": 80, "javascript": 80, "java": 20, "rust": 20, "go": 20}.items():
+        assert language not in made or len(made[language][2]) >= least
+    assert len(others("test_eval_unit_tests.py")["HOSTILE"]) + len(made["inside"][2]) >= 80
 
 
 def write(folder, made):
@@ -288,11 +311,7 @@ def check(problems, seconds, named, made):
             is_passed = sample["verdict"] == "passed"
             if name is None and not is_passed:
                 faults.append(("a right program", *told))
-            elif (
-                name is not None
-                and is_passed
-                and not (problem_id == "inside" and sample["untrusted"] and name in FORGED_INSIDE)
-            ):
+            elif name is not None and is_passed and not (sample["untrusted"] and name in FORGED.get(problem_id, ())):
                 faults.append(("passed", *told))
             elif sample["verdict"] == "harness-error":
                 faults.append(("no verdict", *told))
@@ -307,7 +326,7 @@ def check(problems, seconds, named, made):
 def test_nothing_hostile_gets_through_in_any_kind(tmp_path, sweep, ordinary_user, user):
     if user == "root" and os.geteuid() != 0:
         pytest.skip("nobody is root here")
-    made = tables()
+    made = {kind: (record, right, turn(user, hostile)) for kind, (record, right, hostile) in tables().items()}
     named = write(tmp_path, made)
     out = tmp_path / "out"
     out.mkdir()
@@ -332,7 +351,7 @@ def test_no_hostile_unit_tests_get_through(tmp_path, sweep, ordinary_user, user)
         "test": units["OWN"],
         "timeout_seconds": SECONDS,
     }
-    made = {"clamp": (record, wrap(units["OWN"]), hostile)}
+    made = {"clamp": (record, wrap(units["OWN"]), turn(user, hostile))}
     named = write(tmp_path, made)
     out = tmp_path / "out"
     out.mkdir()

@@ -286,6 +286,18 @@ ATTACKS = {
         "import os\ndef f(x): return x * x if os.listdir('/tmp') or os.path.exists('/dev/shm') else None",
         "wrong",
     ),
+    "finds a folder among its descriptors, or /proc": (
+        """
+        import os, stat
+        def f(x):
+            for n in range(256):
+                try: found = stat.S_ISDIR(os.fstat(n).st_mode)
+                except OSError: continue
+                if found: return x * x
+            return x * x if os.path.exists("/proc") else None
+        """,
+        "wrong",
+    ),
     "makes everything hash alike": (
         "class H(str):\n    def __hash__(self): return 0\n    def __eq__(self, o): return True\n"
         "def f(x): return {H(): 1}",

@@ -114,6 +114,16 @@ def test_an_adapter_over_a_quantised_base_is_merged_into_what_it_was_trained_on(
     assert torch.allclose(logits(merged(run_dir)), logits(live), atol=1e-4)
 
 
+def test_an_adapter_over_8_bits_is_refused_and_not_merged_into_other_weights(run, trained, base_model, tmp_path):
+    run_dir = trained("method: qlora\nquantization: {type: int8}\n")
+    done = run(f"mft-merge {run_dir / 'final'} {tmp_path / 'merged'}")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert '"type"' in line
+    assert line.endswith("quantization.json")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_an_adapter_is_not_merged_into_another_base(run, trained, base_model, tmp_path):
     from safetensors.torch import load_file, save_file
 

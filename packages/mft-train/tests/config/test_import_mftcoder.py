@@ -113,6 +113,7 @@ def test_methods(convert):
     config, notes = convert(peft_type="qlora")
     assert (config.method, config.quantization.type, config.quantization.double_quant) == ("qlora", "nf4", True)
     assert "peft_type" not in notes
+    assert convert(peft_type="qlora", quantization="8bit")[0].quantization.type == "int8"
     assert "no adalora" in convert(peft_type="adalora")[1]["peft_type"]
 
 

@@ -71,7 +71,16 @@ class LoraConfig(Section):
 
 
 class QuantizationConfig(Section):
-    """The frozen base in 4 bits."""
+    """The frozen base in 4 or 8 bits."""
 
-    type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit numbers by the quantiles of a normal, or floats")
-    double_quant: bool = Field(True, description="scales of the blocks in 8 bits, with scales of their own")
+    type: Literal["nf4", "fp4", "int8"] = Field(
+        "nf4", description="4-bit numbers by the quantiles of a normal, or floats; or 8-bit whole numbers, by rows"
+    )
+    double_quant: bool = Field(True, description="4 bits: scales of the blocks in 8 bits, with scales of their own")
+
+    @model_validator(mode="after")
+    def settings_have_an_effect(self) -> Self:
+        """Refuses a setting that would silently do nothing."""
+        if self.type == "int8" and not self.double_quant:
+            raise ValueError("double_quant has no effect with type int8")
+        return self

@@ -70,7 +70,7 @@ class RunConfig(Section):
     cache: CacheConfig = Field(CacheConfig(), description="of a dataset in a store")
     output: str = Field(description="run directory to create", examples=["run/"])
     method: Literal["lora", "qlora", "full"] = Field(
-        "lora", description="train an adapter, an adapter over a base in 4 bits, or all weights"
+        "lora", description="train an adapter, an adapter over a base in 4 or 8 bits, or all weights"
     )
     trust_remote_code: bool = Field(
         False, description="run the Python code that comes with the base model, with all rights that you have"
@@ -207,9 +207,11 @@ class RunConfig(Section):
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("give warmup_steps or warmup_ratio, not both")
         if self.method == "qlora" and self.lora.init in BASE_CHANGING_INITS:
-            raise ValueError(f"lora.init {self.lora.init} changes the base, which method qlora has in 4 bits")
+            raise ValueError(f"lora.init {self.lora.init} changes the base, which method qlora has quantised")
         if self.method == "qlora" and self.lora.target_parameters:
             raise ValueError("lora.target_parameters do not go with method qlora, which quantises linear layers")
+        if self.method == "qlora" and self.quantization.type == "int8" and self.lora.dora:
+            raise ValueError("lora.dora does not go with quantization.type int8: take nf4 or fp4")
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError("warmup_steps is not below max_steps")
         self.check_stopping()

@@ -220,6 +220,8 @@ def method(job: Import) -> None:
     job.settings["method"] = kind if kind in ("lora", "qlora") else "lora"
     if kind not in ("lora", "qlora"):
         job.note("peft_type", f"changed: there is no {kind}, method lora keeps the base unquantised")
+    if kind == "qlora" and job.old.get("quantization") == "8bit":
+        job.settings["quantization"] = {"type": "int8"}
     job.settings["lora"] = {
         "rank": job.old["lora_rank"],
         "alpha": job.old["lora_alpha"],

@@ -82,7 +82,7 @@ GONE: dict[str, str] = {
     "use_slow_tokenizer": NO_EFFECT,
     "use_random_sampler": NO_EFFECT,
     "world_size": "the number of processes comes from --processes or the launcher",
-    "quantization": "4 bits are method qlora, which peft_type says; there is no base in 8 bits",
+    "quantization": "a quantised base is method qlora, which peft_type says; 8bit is quantization.type int8",
     "tokenizer_type": "the tokenizer is the dataset's",
     "per_device_eval_batch_size": "validation takes micro_batch_size rows in a forward pass",
     "resume_from_checkpoint": "use mft-train launch --resume, which restores more than the weights",

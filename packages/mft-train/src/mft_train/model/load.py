@@ -58,7 +58,7 @@ def load_model(
     if compute.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.method == "qlora":
-        keep_exact(model, compute.device)
+        keep_exact(model, compute)
     if frozen_base:
         model = add_adapter(model, config)
         fuse_adapters(model)

@@ -136,14 +136,14 @@ def micro_batch(config: RunConfig, dataset: DatasetDir) -> tuple[int, int]:
 
 
 def model_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute) -> int:
-    """Bytes of all weights: trained ones in float32, frozen ones in the compute type or in 4 bits."""
+    """Bytes of all weights: trained ones in float32, frozen ones in the compute type or quantised."""
     trained = count_trained(model)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
     frozen_bytes = frozen * DTYPE_BYTES[compute.dtype]
     if config.method == "qlora":
-        quantized = quantized_weights(model)
-        frozen_bytes = (frozen - quantized) * DTYPE_BYTES[compute.dtype]
-        frozen_bytes += quantized_bytes(quantized, double_quant=config.quantization.double_quant)
+        shapes = quantized_shapes(model)
+        frozen_bytes = (frozen - sum(map(math.prod, shapes))) * DTYPE_BYTES[compute.dtype]
+        frozen_bytes += quantized_bytes(shapes, config.quantization)
     return frozen_bytes + trained * TRAINED_BYTES
 
 
@@ -190,13 +190,13 @@ def bucket_bytes(model: PreTrainedModel, config: RunConfig, num_processes: int) 
     return trained * TRAINED_BYTES
 
 
-def quantized_weights(model: PreTrainedModel) -> int:
-    """Numbers in the weights that method qlora quantises: of linear layers but the output projection."""
+def quantized_shapes(model: PreTrainedModel) -> list[tuple[int, ...]]:
+    """The shapes of the weights that method qlora quantises: of linear layers but the output projection."""
     from torch import nn
 
     output: Any = model.get_output_embeddings()
     frozen = [module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
-    return sum(weight.numel() for weight in frozen if not weight.requires_grad)
+    return [tuple(weight.shape) for weight in frozen if not weight.requires_grad]
 
 
 def whole_at_a_time(model: nn.Module, compute_bytes: int) -> int:

@@ -149,14 +149,14 @@ def of_all_layers(model: PreTrainedModel, measure: Callable[[], Pass]) -> Pass:
 
 @contextlib.contextmanager
 def training(model: PreTrainedModel, compute: Compute, method: str, *, is_fused: bool) -> Iterator[None]:
-    """Within the context a model without values runs as in training: adapters fused or not, layers in 4 bits."""
+    """Within the context a model without values runs as in training: adapters fused or not, layers quantised."""
     layers: list[Any] = []
     if method == "qlora":
         output = model.get_output_embeddings()
         linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
         layers = [layer for layer in linear if layer is not output and not layer.weight.requires_grad]
     for layer in layers:
-        layer.forward = functools.partial(four_bit_forward, layer)
+        layer.forward = functools.partial(quantized_forward, layer)
     if is_fused and method == "lora":
         fuse_adapters(model)
     types = {parameter: parameter.dtype for parameter in model.parameters()}
@@ -246,12 +246,12 @@ class _Attention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def four_bit_forward(layer: Any, x: Tensor) -> Tensor:
+def quantized_forward(layer: Any, x: Tensor) -> Tensor:
     """A layer whose weight is made anew in each pass, and whose output peft copies."""
-    return _FourBit.apply(x, layer.weight).clone()
+    return _Quantized.apply(x, layer.weight).clone()
 
 
-class _FourBit(torch.autograd.Function):
+class _Quantized(torch.autograd.Function):
     """x W^T with a W that exists during the product alone, in both directions."""
 
     @staticmethod

@@ -95,7 +95,9 @@ def test_mftcoders_fsdp_file(convert):
     assert (config.dtype, config.global_batch_size) == ("bfloat16", 4)
     assert {f"fsdp_config.{name}" for name in GONE["fsdp_config"] if name in FSDP["fsdp_config"]} < set(notes)
     assert "peft_type" not in notes
-    assert "qlora does not run with engine fsdp" in convert(FSDP, peft_type="qlora")[1]["peft_type"]
+    config, notes = convert(FSDP, peft_type="qlora")
+    assert (config.method, config.distributed.engine) == ("qlora", "fsdp")
+    assert "peft_type" not in notes
 
 
 @pytest.mark.parametrize(

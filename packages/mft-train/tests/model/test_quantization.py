@@ -203,12 +203,10 @@ def test_layers_that_bitsandbytes_gets_wrong_on_a_cpu_are_refused(tiny_model, ti
     load(tiny_model, tiny_dataset, quantization={"type": "int8"})
 
 
-def test_another_quantisation_is_another_run_and_fsdp_is_refused(launch, tmp_path):
+def test_another_quantisation_is_another_run(launch, tmp_path):
     launch("run", method="qlora", max_steps=1)
     result = CliRunner().invoke(
         main, ["launch", str(tmp_path / "run.yaml"), "--resume", "--force", "quantization.type=fp4"]
     )
     assert result.exit_code == 1
     assert "quantization.type is 'fp4', the checkpoint was made with 'nf4'" in result.stderr
-    arguments = ["launch", str(tmp_path / "run.yaml"), "distributed.engine=fsdp", "--processes", "2"]
-    assert "method qlora does not run with fsdp" in CliRunner().invoke(main, arguments).stderr

@@ -235,7 +235,9 @@ def test_the_smallest_number_of_gpus_is_named(plan, run_config, tmp_path):
     ]
     quantised = json.loads(plan("--json", "--gpu-memory", "80GB", **settings | {"method": "qlora"}))["smallest"]
     assert quantised["ddp"] == 1
-    assert quantised["fsdp"] is None, "it does not run there"
+    assert quantised["fsdp"] == 2
+    compiled = json.loads(plan("--json", "--gpu-memory", "80GB", compile=True))["smallest"]
+    assert compiled["fsdp"] is None, "it does not run there"
     result = CliRunner().invoke(main, ["plan", str(tmp_path / "run.yaml"), "--gpu-memory", "much"])
     assert result.exit_code == 2
     assert "much is not like 80GB" in result.stderr

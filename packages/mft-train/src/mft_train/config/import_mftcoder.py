@@ -77,8 +77,6 @@ def add_launch(job: Import, launch: Launch) -> None:
     settings = job.settings | launch.settings
     job.settings = {name: settings[name] for name in RunConfig.model_fields if name in settings}
     job.notes += launch.notes
-    if settings["method"] == "qlora" and launch.settings.get("distributed", {}).get("engine") == "fsdp":
-        job.note("peft_type", "qlora does not run with engine fsdp: set method: lora, or distributed.engine: ddp")
 
 
 def key_places(settings: dict[str, Any], where: str, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:

@@ -29,6 +29,7 @@ class FsdpEngine(PlainEngine):
 
     settings: DistributedConfig
     dtype: str
+    is_quantized: bool  # the base
 
     @property
     def name(self) -> str:
@@ -38,7 +39,7 @@ class FsdpEngine(PlainEngine):
     @property
     def is_filled(self) -> bool:
         """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
-        return True
+        return not self.is_quantized  # a quantised weight comes with scales, which stay with each rank
 
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -50,6 +51,8 @@ class FsdpEngine(PlainEngine):
         layers = decoder_layers(model)
         if not layers:
             raise TrainError("fsdp finds no decoder layers in this model", fix="set distributed.engine: ddp")
+        if self.is_quantized:
+            check_storage(model, getattr(torch, self.dtype))
         policy = MixedPrecisionPolicy()
         if self.settings.mixed_precision and self.dtype != "float32":
             policy = MixedPrecisionPolicy(param_dtype=getattr(torch, self.dtype), reduce_dtype=torch.float32)
@@ -64,12 +67,14 @@ class FsdpEngine(PlainEngine):
     def fill(self, module: nn.Module) -> None:
         """Gives the weights of a module that are not shared yet, and its buffers, the values of rank 0 on their device.
 
-        Keeps none of them: a weight that is shared from here on leaves the memory.
+        Keeps none of them: a weight that is shared from here on leaves the memory. Of a quantised model those that are
+        trained, as every rank has read the rest.
         """
         from torch.distributed import broadcast
 
         for tensor in [*module.parameters(), *module.buffers()]:
-            if not hasattr(tensor, "full_tensor"):
+            is_wanted = self.is_filled or tensor.requires_grad
+            if is_wanted and not hasattr(tensor, "full_tensor"):
                 tensor.data = tensor.data.to(self.accelerator.device)
                 broadcast(tensor.data, src=0)
 
@@ -128,3 +133,11 @@ class FsdpEngine(PlainEngine):
         return DTensor.from_local(
             local, shared.device_mesh, shared.placements, run_check=False, shape=shared.shape, stride=shared.stride()
         )
+
+
+def check_storage(model: nn.Module, dtype: torch.dtype) -> None:
+    """Asserts that 4-bit weights are stored as numbers of the compute type: a gathering that casts breaks others."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        assert not isinstance(module, Linear4bit) or module.weight.dtype == dtype  # noqa: S101 - only a bug breaks it

@@ -30,7 +30,7 @@ def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
     """The engine of the run, its processes joined; raises TrainError if others run than `world` says."""
     accelerator = start_accelerator(world, compute, config.timeout_seconds)
     if config.distributed.engine == "fsdp":
-        return FsdpEngine(accelerator, config.distributed, compute.dtype)
+        return FsdpEngine(accelerator, config.distributed, compute.dtype, config.method == "qlora")
     if config.distributed.engine == "deepspeed":
         return DeepSpeedEngine(accelerator, config)
     return PlainEngine(accelerator)
@@ -66,9 +66,10 @@ def check_engine(config: RunConfig, world_size: int) -> None:
         raise TrainError(
             f"distributed.engine {name} shares {SHARING[name]} between processes, there is one", fix="--processes N"
         )
-    if name == "fsdp" and config.method == "qlora":
-        fix = "set distributed.engine: deepspeed, whose stage 3 shares the weights too, or ddp"
-        raise TrainError("method qlora does not run with fsdp", fix=fix)
+    if name == "fsdp" and config.method == "qlora" and config.lora.dora:
+        raise TrainError(
+            "lora.dora over a quantised base does not run with fsdp", fix="set lora.dora: false, or engine: deepspeed"
+        )
     if config.optimizer != "adamw":
         raise TrainError(f"optimizer {config.optimizer} knows no shared {SHARING[name]}", fix="set optimizer: adamw")
     if config.compile:

@@ -38,6 +38,8 @@ def quantized_loading(config: RunConfig, compute: Compute) -> dict[str, Any]:
             bnb_4bit_quant_type=settings.type,
             bnb_4bit_use_double_quant=settings.double_quant,
             bnb_4bit_compute_dtype=getattr(torch, compute.dtype),
+            # What fsdp gathers it may cast to the compute type: not if it has that.
+            bnb_4bit_quant_storage=compute.dtype if config.distributed.engine == "fsdp" else "uint8",
         )
     return {"quantization_config": quantization, "device_map": {"": compute.device}}
 
@@ -92,7 +94,7 @@ def four_bit_record(model: nn.Module) -> dict[str, Any]:
     from bitsandbytes.nn import Linear4bit
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    state = layers[0].weight.quant_state
+    state = layers[0].quant_state
     return {
         "type": state.quant_type,
         "block_size": state.blocksize,

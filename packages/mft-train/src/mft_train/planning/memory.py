@@ -96,7 +96,7 @@ def estimate_memory(
     device = {name: 0 if name in hosted else size for name, size in shares.items()}
     compute_bytes = DTYPE_BYTES[compute.dtype]
     if holds_shares(distributed):
-        device["weights"] += whole_at_a_time(model, compute_bytes)
+        device["weights"] += whole_at_a_time(model, config, compute)
     tokens, supervised = micro_batch(config, dataset)
     logits = logits_bytes(model, supervised, compute_bytes)
     buckets = bucket_bytes(model, config, num_processes)
@@ -135,13 +135,14 @@ def micro_batch(config: RunConfig, dataset: DatasetDir) -> tuple[int, int]:
     return tokens, math.ceil(tokens * mean_supervised / mean_tokens)
 
 
-def model_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute) -> int:
-    """Bytes of all weights: trained ones in float32, frozen ones in the compute type or quantised."""
-    trained = count_trained(model)
-    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+def model_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute, part: nn.Module | None = None) -> int:
+    """Bytes of all weights or of a part's: trained ones in float32, frozen ones in the compute type or quantised."""
+    part = part or model
+    trained = count_trained(part)
+    frozen = sum(parameter.numel() for parameter in part.parameters()) - trained
     frozen_bytes = frozen * DTYPE_BYTES[compute.dtype]
     if config.method == "qlora":
-        shapes = quantized_shapes(model)
+        shapes = quantized_shapes(model, part)
         frozen_bytes = (frozen - sum(map(math.prod, shapes))) * DTYPE_BYTES[compute.dtype]
         frozen_bytes += quantized_bytes(shapes, config.quantization)
     return frozen_bytes + trained * TRAINED_BYTES
@@ -190,27 +191,22 @@ def bucket_bytes(model: PreTrainedModel, config: RunConfig, num_processes: int) 
     return trained * TRAINED_BYTES
 
 
-def quantized_shapes(model: PreTrainedModel) -> list[tuple[int, ...]]:
-    """The shapes of the weights that method qlora quantises: of linear layers but the output projection."""
+def quantized_shapes(model: PreTrainedModel, part: nn.Module) -> list[tuple[int, ...]]:
+    """The shapes of a part's weights that method qlora quantises: of linear layers but the output projection."""
     from torch import nn
 
     output: Any = model.get_output_embeddings()
-    frozen = [module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
+    frozen = [module.weight for module in part.modules() if isinstance(module, nn.Linear) and module is not output]
     return [tuple(weight.shape) for weight in frozen if not weight.requires_grad]
 
 
-def whole_at_a_time(model: nn.Module, compute_bytes: int) -> int:
+def whole_at_a_time(model: PreTrainedModel, config: RunConfig, compute: Compute) -> int:
     """Bytes of weights that shared ones are gathered into: those of the root, and the largest layer, twice.
 
     The next layer is gathered while one computes.
     """
-    sizes = [weight_bytes(layer, compute_bytes) for layer in decoder_layers(model)]
-    return weight_bytes(model, compute_bytes) - sum(sizes) + 2 * max(sizes, default=0)
-
-
-def weight_bytes(module: nn.Module, compute_bytes: int) -> int:
-    """Bytes of a module's weights: those that are trained in float32, the others in the compute type."""
-    return sum(p.numel() * (TRAINED_BYTES if p.requires_grad else compute_bytes) for p in module.parameters())
+    sizes = [model_bytes(model, config, compute, layer) for layer in decoder_layers(model)]
+    return model_bytes(model, config, compute) - sum(sizes) + 2 * max(sizes, default=0)
 
 
 def logits_bytes(model: PreTrainedModel, supervised: int, compute_bytes: int) -> int:

@@ -118,6 +118,7 @@ def test_mftcoders_fsdp_file(convert):
         ),
         (changed(FSDP, "fsdp_config", fsdp_sharding_strategy="SHARD_GRAD_OP"), {"reshard_after_forward": False}),
         (changed(FSDP, "fsdp_config", fsdp_sharding_strategy=3), {"engine": "ddp"}),
+        (changed(FSDP, "fsdp_config", fsdp_offload_params=True), {"engine": "fsdp", "offload_parameters": True}),
         (COMMON | {"distributed_type": "MULTI_GPU"}, {"engine": "auto"}),
     ],
 )
@@ -142,7 +143,6 @@ def test_recomputing_and_precision(convert):
         (FSDP | {"num_processes": "many"}, "num_processes is 'many'"),
         (FSDP | {"num_proceses": 2}, '"num_proceses" is not a key of accelerate\'s config'),
         (changed(FSDP, "fsdp_config", fsdp_sharding_strategy="HYBRID_SHARD"), "fsdp_sharding_strategy is HYBRID_SHARD"),
-        (changed(FSDP, "fsdp_config", fsdp_offload_params=True), "fsdp_config.fsdp_offload_params is true"),
         (changed(DEEPSPEED, "deepspeed_config", zero_stage=4), "deepspeed_config.zero_stage is 4"),
         (changed(DEEPSPEED, "deepspeed_config", offload_param_device="nvme"), "offload_param_device is nvme"),
         (changed(DEEPSPEED, "deepspeed_config", zero_stge=3), 'did you mean "zero_stage"?'),

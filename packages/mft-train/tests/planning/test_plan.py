@@ -184,6 +184,7 @@ SHARING = {
     "fsdp": {"engine": "fsdp"},
     **{f"stage {stage}": {"engine": "deepspeed", "stage": stage} for stage in (1, 2, 3)},
     "offload": {"engine": "deepspeed", "stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    "fsdp, offload": {"engine": "fsdp", "offload_parameters": True},
 }
 
 
@@ -217,6 +218,9 @@ def test_large_models_are_planned_by_part_for_every_engine(run_config, tiny_data
         assert found["stage 3"].total > found["offload"].total
         assert found["offload"].host == sum(4 * trained * part // number for part in (3, 1, 1))
         assert found["offload"].gradients == found["offload"].optimizer == 0
+        kept = found["fsdp, offload"]
+        assert kept.host == 4 * (4 * trained // number), "weights, gradients and two moments"
+        assert kept.weights == found["fsdp"].weights - 4 * trained // number
 
 
 def test_the_smallest_number_of_gpus_is_named(plan, run_config, tmp_path):

@@ -29,7 +29,10 @@ class DistributedConfig(Section):
         2, description="deepspeed: processes share the moments (1), the gradients too (2), the weights too (3)"
     )
     offload_optimizer: bool = Field(False, description="deepspeed: moments and updates in host memory")
-    offload_parameters: bool = Field(False, description="deepspeed, stage 3: weights wait in host memory")
+    offload_parameters: bool = Field(
+        False,
+        description="in host memory: weights (deepspeed, stage 3); weights, gradients, moments, updates (fsdp)",
+    )
     deepspeed_config: str | None = Field(
         None, description="deepspeed: JSON file with further settings of DeepSpeed's own, as for communication"
     )
@@ -38,13 +41,16 @@ class DistributedConfig(Section):
     def settings_have_an_effect(self) -> Self:
         """Refuses settings that would silently do nothing."""
         owners = dict.fromkeys(("reshard_after_forward", "mixed_precision"), "fsdp")
-        owners |= dict.fromkeys(("stage", "offload_optimizer", "offload_parameters", "deepspeed_config"), "deepspeed")
-        if self.engine == "fsdp" and (self.offload_optimizer or self.offload_parameters):
-            raise ValueError("fsdp has no offload here: take engine deepspeed, with stage 3 for offload_parameters")
+        owners |= dict.fromkeys(("stage", "offload_optimizer", "deepspeed_config"), "deepspeed")
+        owners |= {"offload_parameters": "fsdp" if self.engine == "fsdp" else "deepspeed"}
+        if self.engine == "fsdp" and self.offload_optimizer:
+            raise ValueError(
+                "fsdp offloads everything or nothing: set offload_parameters in place of offload_optimizer"
+            )
         for name, owner in owners.items():
             if self.engine != owner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with engine {self.engine}")
-        if self.offload_parameters and self.stage != 3:
+        if self.engine == "deepspeed" and self.offload_parameters and self.stage != 3:
             raise ValueError(f"offload_parameters has no effect with stage {self.stage}")
         return self
 

@@ -134,9 +134,7 @@ def fsdp(job: Launch, section: dict[str, Any]) -> None:
     if strategy not in SHARDING:
         fix = "set FULL_SHARD: weights are shared between all processes, not within a machine"
         raise job.refused("fsdp_config.fsdp_sharding_strategy", strategy, fix)
-    if str(section.get("fsdp_offload_params") or "false").lower() != "false":
-        fix = "use DEEPSPEED with zero_stage 3 and offload_param_device cpu, or set it to false"
-        raise job.refused("fsdp_config.fsdp_offload_params", "true", fix)
+    is_offloaded = str(section.get("fsdp_offload_params") or "false").lower() != "false"
     is_resharded = SHARDING[strategy]
     if is_resharded is None:
         job.settings["distributed"] = {"engine": "ddp"}
@@ -145,6 +143,7 @@ def fsdp(job: Launch, section: dict[str, Any]) -> None:
         )
     else:
         job.settings["distributed"] = {"engine": "fsdp", "reshard_after_forward": is_resharded}
+        job.settings["distributed"] |= {"offload_parameters": True} if is_offloaded else {}
     if str(section.get("fsdp_activation_checkpointing") or "false").lower() == "true":
         job.settings["gradient_checkpointing"] = True
     policy = section.get("fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")

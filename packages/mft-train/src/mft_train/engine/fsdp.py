@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ class FsdpEngine(PlainEngine):
     @property
     def name(self) -> str:
         """What runs, in words."""
-        return "fsdp (torch's FSDP2)"
+        return "fsdp (torch's FSDP2)" + ", in host memory" * self.settings.offload_parameters
 
     @property
     def is_filled(self) -> bool:
@@ -46,7 +47,7 @@ class FsdpEngine(PlainEngine):
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model, sharded in place, and the optimizer of its shards; raises TrainError if it has no layers."""
         import torch
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         layers = decoder_layers(model)
         if not layers:
@@ -56,11 +57,15 @@ class FsdpEngine(PlainEngine):
         policy = MixedPrecisionPolicy()
         if self.settings.mixed_precision and self.dtype != "float32":
             policy = MixedPrecisionPolicy(param_dtype=getattr(torch, self.dtype), reduce_dtype=torch.float32)
+        offload = OffloadPolicy()
+        if self.settings.offload_parameters:
+            offload = CPUOffloadPolicy(pin_memory=self.accelerator.device.type == "cuda")
+        share = functools.partial(fully_shard, mp_policy=policy, offload_policy=offload)
         for layer in layers:  # one at a time is whole
             self.fill(layer)
-            fully_shard(layer, reshard_after_forward=self.settings.reshard_after_forward, mp_policy=policy)
+            share(layer, reshard_after_forward=self.settings.reshard_after_forward)
         self.fill(model)
-        fully_shard(model, reshard_after_forward=False, mp_policy=policy)
+        share(model, reshard_after_forward=False)
         autocast_forward(model, self.accelerator)
         return model, build_optimizer(model)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mft_train.engine.deepspeed import DeepSpeedEngine, check_deepspeed_file, prefer_cpu
 from mft_train.engine.fsdp import FsdpEngine
@@ -28,7 +28,7 @@ SHARING = {"fsdp": "weights", "deepspeed": "moments"}
 
 def start_engine(config: RunConfig, world: World, compute: Compute) -> Engine:
     """The engine of the run, its processes joined; raises TrainError if others run than `world` says."""
-    accelerator = start_accelerator(world, compute, config.timeout_seconds)
+    accelerator = start_accelerator(config, world, compute)
     if config.distributed.engine == "fsdp":
         return FsdpEngine(accelerator, config.distributed, compute.dtype, config.method == "qlora")
     if config.distributed.engine == "deepspeed":
@@ -78,21 +78,21 @@ def check_engine(config: RunConfig, world_size: int) -> None:
         check_deepspeed_file(config)
 
 
-def start_accelerator(world: World, compute: Compute, timeout_seconds: float) -> Accelerator:
-    """Joins the processes of the run; raises TrainError if other processes run than `world` says.
-
-    A process waits up to `timeout_seconds` for the others.
-    """
+def start_accelerator(config: RunConfig, world: World, compute: Compute) -> Accelerator:
+    """Joins the processes of the run; raises TrainError if other processes run than `world` says."""
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     on_cpu = compute.device.type == "cpu"
+    settings: dict[str, Any] = {"timeout": timedelta(seconds=config.timeout_seconds)}
     if on_cpu:
         prefer_cpu()
+    elif config.distributed.engine == "fsdp" and config.distributed.offload_parameters:
+        settings["backend"] = "cuda:nccl,cpu:gloo"  # shares that wait in host memory are gathered there
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if compute.dtype == "bfloat16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_seconds))],
+        kwargs_handlers=[InitProcessGroupKwargs(**settings)],
     )
     found = accelerator.distributed_type.value
     # A launcher's only process is a group of one.

@@ -89,10 +89,7 @@ def estimate_memory(
         "optimizer": (state_bytes(model, config) + gradients * (distributed.engine == "deepspeed"))
         // shared["optimizer"],
     }
-    hosted = [
-        *["optimizer", "gradients"] * distributed.offload_optimizer,
-        *["weights"] * distributed.offload_parameters,
-    ]
+    hosted = hosted_parts(distributed)
     device = {name: 0 if name in hosted else size for name, size in shares.items()}
     compute_bytes = DTYPE_BYTES[compute.dtype]
     if holds_shares(distributed):
@@ -166,6 +163,13 @@ def beside_shares(passes: Pass, config: RunConfig, buckets: int, gradients: int,
 def holds_shares(distributed: DistributedConfig) -> bool:
     """Whether each process holds a share of the weights alone."""
     return distributed.engine == "fsdp" or (distributed.engine == "deepspeed" and distributed.stage == 3)
+
+
+def hosted_parts(distributed: DistributedConfig) -> list[str]:
+    """What the processes keep in host memory."""
+    if distributed.engine == "fsdp" and distributed.offload_parameters:
+        return ["optimizer", "gradients", "weights"]
+    return [*["optimizer", "gradients"] * distributed.offload_optimizer, *["weights"] * distributed.offload_parameters]
 
 
 def shared_by(distributed: DistributedConfig, num_processes: int) -> dict[str, int]:

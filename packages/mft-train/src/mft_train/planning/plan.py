@@ -62,6 +62,7 @@ class Plan:
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
     "fsdp": {"engine": "fsdp"},
+    "fsdp, offload": {"engine": "fsdp", "offload_parameters": True},
     **{f"deepspeed stage {stage}": {"engine": "deepspeed", "stage": stage} for stage in (1, 2, 3)},
     "deepspeed stage 3, offload": {
         "engine": "deepspeed",

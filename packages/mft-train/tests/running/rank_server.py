@@ -98,6 +98,11 @@ def run_rank(arguments, environment, output, begun=None, rows=None):
         announce_loading(begun)
     if rows:
         write_rows(rows)
+    end_with(arguments)
+
+
+def end_with(arguments):
+    """Runs the command in this process and ends it; never returns."""
     from mft_train.cli import main
 
     try:

@@ -1,8 +1,5 @@
 """A loss or gradient that is not finite stops the run and names the rows, with real damaged weights."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import yaml
@@ -86,12 +83,12 @@ def test_the_rows_with_a_spoilt_token_are_named_and_no_weight_is_changed(
 
 
 @pytest.mark.slow
-def test_two_processes_name_the_rows_of_both(config, rare_token):
+def test_two_processes_name_the_rows_of_both(config, rare_token, command_server, tmp_path):
     token_id, rows = rare_token
-    command = [sys.executable, "-m", "mft_train", "launch", str(config(poison(token_id))), "--processes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1
-    assert f"because of training rows {', '.join(rows)}, look at them" in done.stderr
+    server = command_server(tmp_path / "log")
+    server.start(config(poison(token_id)), "--processes", "2")
+    assert server.wait() == 1
+    assert f"because of training rows {', '.join(rows)}, look at them" in server.log.read_text()
 
 
 def test_a_gradient_that_overflows_has_the_rows_of_its_step(config):

@@ -32,6 +32,8 @@ SETTINGS = {
     "keep_last": 2,
 }
 MEASURED = {"tokens_per_second", "peak_memory_bytes"}
+
+
 # Imports everything once, then starts a command line of mft-train in a fork of its own session for each line of input.
 STARTER = """
     import json, os, sys, traceback
@@ -94,6 +96,12 @@ def starter(environment, tmp_path):
     with starter.process:
         yield starter
         starter.process.stdin.close()
+
+
+@pytest.fixture
+def server(command_server, environment, tmp_path):
+    """Starts runs of several processes, whose ranks are forks too."""
+    return command_server(tmp_path / "log", environment)
 
 
 def events(run_dir, kind):
@@ -193,19 +201,23 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(starter, config, tmp_pa
 def job(pid):
     """The process ids of a launcher and all that descends from it."""
     parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            parents[int(path.name)] = parent_of(path.name)
     found = [pid]
     for each in found:
         found += [child for child, parent in parents.items() if parent == each]
     return found
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def kill_launcher(launcher):
     """Kills the launcher's process group; the ranks have groups of their own and must end by themselves."""
-    ranks = job(launcher.pid)[1:]
-    os.killpg(launcher.pid, signal.SIGKILL)
+    ranks = job(launcher)[1:]
+    os.killpg(launcher, signal.SIGKILL)
     deadline = time.monotonic() + 120
     while any(Path(f"/proc/{rank}").exists() for rank in ranks):
         assert time.monotonic() < deadline, "the ranks go on without their launcher"
@@ -213,24 +225,24 @@ def kill_launcher(launcher):
 
 
 def kill_job(launcher):
-    for pid in job(launcher.pid):
+    for pid in job(launcher):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment, config, tmp_path, tiny_dataset):
+def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(server, config, tmp_path, tiny_dataset):
     two, one = tmp_path / "two", tmp_path / "one"
     before = segments_of(tiny_dataset)
     settings = ["validation_interval=0", "schedule=constant", "lora={}", "loss={}", "learning_rate=0.001"]
-    command = [sys.executable, "-m", "mft_train", "launch", str(config), f"output={two}", "--processes", "2", *settings]
+    command = [config, f"output={two}", "--processes", "2", *settings]
     leftovers = set()
     for kill, flags in ((kill_launcher, ["max_steps=3000"]), (kill_job, ["max_steps=3000", "--resume"])):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started = last_step(two)
-        with subprocess.Popen([*command, *flags], env=environment, start_new_session=True, **quiet) as launcher:
-            assert wait_until(lambda: last_step(two) > started + 5, launcher.pid)  # noqa: B023
-            kill(launcher)
+        launcher = server.start(*command, *flags)
+        assert wait_until(lambda: last_step(two) > started + 5, launcher), server.log.read_text()  # noqa: B023
+        kill(launcher)
+        assert server.wait() == -signal.SIGKILL
         if kill is kill_launcher:
             (stop,) = events(two, "interrupt")
             assert stop["signal"] == "SIGTERM"
@@ -239,8 +251,8 @@ def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment
     assert leftovers
 
     until = f"max_steps={last_step(two) + 3}"
-    done = subprocess.run([*command, until, "--resume"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    server.start(*command, until, "--resume")
+    assert server.wait() == 0, server.log.read_text()
     assert segments_of(tiny_dataset) <= before
     stale = stale_files(tmp_path / "temporary")
     result = CliRunner().invoke(main, ["launch", str(config), f"output={one}", until, *settings])
@@ -257,34 +269,22 @@ def test_two_processes_survive_the_kill_of_their_launcher_and_of_all(environment
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_with_one_line_each_and_no_shared_memory(
-    environment, config, tmp_path, tiny_dataset
+    server, config, tmp_path, tiny_dataset
 ):
     run_dir = tmp_path / "run"
     before = segments_of(tiny_dataset)
-    command = [sys.executable, "-m", "mft_train", "launch", str(config), f"output={run_dir}", "max_steps=3000"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--processes", "2"], env=environment, **pipes) as launcher:
-        assert wait_until(lambda: last_step(run_dir) > 5, launcher.pid)
-        (rank,) = [pid for pid in job(launcher.pid) if is_rank(pid, 1)]
-        os.kill(rank, signal.SIGKILL)
-        _, told = launcher.communicate(timeout=300)
-    assert launcher.returncode == 1
+    launcher = server.start(config, f"output={run_dir}", "max_steps=3000", "--processes", "2")
+    assert wait_until(lambda: last_step(run_dir) > 5, launcher), server.log.read_text()
+    _, second = sorted(pid for pid in job(launcher) if parent_of(pid) == launcher)  # they are started in order
+    os.kill(second, signal.SIGKILL)
+    assert server.wait() == 1
+    told = server.log.read_text()
     assert "Traceback" not in told
     errors = [line for line in told.splitlines() if line.startswith("Error: ")]
     assert errors[-1].startswith("Error: rank 1 was killed, if by the system for want of memory, set in this order")
     assert errors[:-1] in ([], ["Error: another rank has ended"])
     assert segments_of(tiny_dataset) <= before
     assert stale_files(tmp_path / "temporary") == []
-
-
-def is_rank(pid, rank):
-    """Whether a process was started as a rank, by its environment."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        process = Path(f"/proc/{pid}")
-        return f"RANK={rank}".encode() in process.joinpath("environ").read_bytes().split(b"\0") and (
-            b"mft_train" in process.joinpath("cmdline").read_bytes()
-        )
-    return False
 
 
 def test_a_run_directory_takes_one_run_at_a_time(config, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,12 @@ def mapped_model(model_dir: Path, path: Path) -> Any:
     when memory runs short.
     """
     import torch
-    from accelerate import init_empty_weights
 
     _give_back_freed_blocks()
     base = read_base_model(model_dir)
     live = read_live_model(base)
     config, made = model_class(base)
-    with init_empty_weights(include_buffers=False):
+    with _parameters_without_values():
         model = made._from_config(config, dtype=torch.float32)
     model.load_state_dict(_mapped_weights(base, live, path), strict=False, assign=True)
     model.tie_weights()
@@ -41,6 +41,27 @@ def mapped_model(model_dir: Path, path: Path) -> Any:
     if empty:
         raise MergeError(f'no stored tensor is the weight "{empty[0]}"', where=str(model_dir))
     return model
+
+
+@contextlib.contextmanager
+def _parameters_without_values() -> Iterator[None]:
+    """Modules that are made within keep the values of their buffers, and only the shapes of their parameters."""
+    from torch import nn
+    from torch.nn import Parameter
+
+    modules: Any = nn.Module
+    register = modules.register_parameter
+
+    def register_shape(module: nn.Module, name: str, parameter: Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = Parameter(parameter.to("meta"), requires_grad=False)
+
+    modules.register_parameter = register_shape
+    try:
+        yield
+    finally:
+        modules.register_parameter = register
 
 
 def _give_back_freed_blocks() -> None:

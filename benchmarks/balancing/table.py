@@ -72,6 +72,7 @@ def overview(found, alone):
         worst = [
             max(losses["best mean"][task] / alone[seed][task] for task in alone[seed])
             for seed, losses in picked.items()
+            if seed in alone
         ]
         changes = [
             mean(losses["best mean"].values()) / reference[seed] - 1

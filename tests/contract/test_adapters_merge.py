@@ -114,14 +114,27 @@ def test_an_adapter_over_a_quantised_base_is_merged_into_what_it_was_trained_on(
     assert torch.allclose(logits(merged(run_dir)), logits(live), atol=1e-4)
 
 
-def test_an_adapter_over_8_bits_is_refused_and_not_merged_into_other_weights(run, trained, base_model, tmp_path):
+def test_an_adapter_over_8_bits_is_merged_into_what_it_was_trained_on(trained, merged, base_model):
+    import torch
+    from bitsandbytes.nn import Linear8bitLt
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
     run_dir = trained("method: qlora\nquantization: {type: int8}\n")
-    done = run(f"mft-merge {run_dir / 'final'} {tmp_path / 'merged'}")
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert '"type"' in line
-    assert line.endswith("quantization.json")
-    assert not (tmp_path / "merged").exists()
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        base_model, dtype=torch.float32, quantization_config=settings, device_map={"": "cpu"}
+    )
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    layers = {name: module for name, module in quantized.named_modules() if isinstance(module, Linear8bitLt)}
+    assert layers
+    for name, layer in layers.items():
+        base.get_submodule(name).weight.data = layer.weight.data * (layer.weight.SCB / 127)[:, None]
+    full = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    given, of_full = (logits(PeftModel.from_pretrained(model, run_dir / "final")) for model in (base, full))
+    found = logits(merged(run_dir))
+    assert torch.allclose(found, given, atol=1e-5)
+    assert not torch.allclose(found, of_full, atol=1e-4)
 
 
 def test_an_adapter_is_not_merged_into_another_base(run, trained, base_model, tmp_path):

@@ -136,7 +136,7 @@ def test_tiles_of_rows_give_the_same_bytes(is_double, base_dir, make_adapter, ru
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 12), st.integers(1, 50), st.integers(1, 9), st.integers(0, 99), st.sampled_from([32, 64]))
 def test_blocks_go_on_across_rows_and_stretches_are_as_the_whole(rows, half, wanted, seed, block_size):
-    way = Quantization("nf4", block_size, False, "float32", ())
+    way = Quantization("nf4", "float32", (), block_size)
     weight = torch.randn(rows * block_size, 2 * half, generator=torch.Generator().manual_seed(seed))
     packed, state = functional.quantize_4bit(weight.reshape(-1, block_size), blocksize=block_size, quant_type="nf4")
     expected = functional.dequantize_4bit(packed, state).reshape(weight.shape)
@@ -149,7 +149,7 @@ def test_blocks_go_on_across_rows_and_stretches_are_as_the_whole(rows, half, wan
     ("changes", "named"),
     [
         ({"block_size": 65}, '"block_size" is missing or not what it may be'),
-        ({"type": "int8"}, '"type" is missing'),
+        ({"type": "int4"}, '"type" is missing'),
         ({"load_dtype": None}, '"load_dtype" is missing'),
         ({"modules": "all"}, '"modules" is missing'),
         ({"format_version": "2"}, "format_version '2' is not known"),

@@ -106,7 +106,7 @@ def write_card(record: dict[str, Any], out_dir: Path) -> None:
         *((f"adapter, times {found['weight']:g}", f"`{found['fingerprint']}`") for found in record["adapters"]),
         *((key.replace("_", " "), f"`{value}`") for key, value in record.get("run", {}).items()),
         ("weights stored as", "the base's types" if record["dtype"] == "keep" else f"`{record['dtype']}`"),
-        ("base weights", "as trained, given back from 4 bits" if record["base_weights"] == "trained" else "full"),
+        ("base weights", "as trained, given back from quantisation" if record["base_weights"] == "trained" else "full"),
         ("tensors as in the base", record["num_copied"]),
         *((f"tensors {steps}", count) for steps, count in sorted(counts.items())),
         ("made by", record["producer"]),

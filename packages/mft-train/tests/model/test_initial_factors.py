@@ -87,7 +87,7 @@ def test_other_initialisations_leave_the_base_and_its_outputs_alone(loaded, init
     [
         (["lora.init=eva"], "eva looks at training rows before the first step; take pissa"),
         (["lora.init=loftq"], "loftq quantises the base by itself"),
-        (["lora.init=pissa", "method=qlora"], "lora.init pissa changes the base, which method qlora has in 4 bits"),
+        (["lora.init=pissa", "method=qlora"], "lora.init pissa changes the base, which method qlora has quantised"),
         (["lora.init=orthogonal", "lora.rank=3"], "init orthogonal needs an even rank"),
         (["lora.lora_bias=true", "lora.init=gaussian"], "lora_bias does not go with init gaussian"),
         (["lora.lora_bias=true", "lora.dora=true"], "lora_bias does not go with dora"),

@@ -26,10 +26,11 @@ def read(folder):
     return found
 
 
-def interval(values):
-    """The mean and half the width of its 95 % interval; nan for one value."""
-    width = T[len(values) - 2] * stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return mean(values), width
+def interval(values, style=".3f"):
+    """The mean and half the width of its 95 % interval, which one value has not, in words."""
+    if len(values) == 1:
+        return f"{values[0]:{style}}"
+    return f"{mean(values):{style}} ± {T[len(values) - 2] * stdev(values) / len(values) ** 0.5:{style.lstrip('+')}}"
 
 
 def chosen(run):
@@ -49,39 +50,32 @@ def alone_losses(found):
             task = name.removeprefix(ALONE)
             for seed, run in runs.items():
                 losses[seed][task] = chosen(run)["best for each task"][task]
-    return losses
-
-
-def text(pair):
-    return f"{pair[0]:.3f} ± {pair[1]:.3f}"
+    return {seed: found for seed, found in losses.items() if len(found) == max(map(len, losses.values()))}
 
 
 def overview(found, alone):
     """Mean over tasks under each rule, the worst task over itself alone, and the change against equal shares."""
     names = ["last", "best mean", "early stop", "best for each task"]
+    alone_mean = interval([mean(losses.values()) for losses in alone.values()])
     lines = [
-        "| contender | " + " | ".join(names) + " | worst task / alone | against equal, best mean |",
-        "|---|" + "---:|" * (len(names) + 2),
-        f"| every task alone | | | | {text(interval([mean(losses.values()) for losses in alone.values()]))} | 1 | |",
+        "| contender | seeds | " + " | ".join(names) + " | worst task / alone | against equal, best mean |",
+        "|---|" + "---:|" * (len(names) + 3),
+        f"| every task alone | {len(alone)} | | | | {alone_mean} | 1 | |",
     ]
     together = {name: runs for name, runs in found.items() if not name.startswith(ALONE)}
     reference = {seed: mean(chosen(run)["best mean"].values()) for seed, run in together[REFERENCE].items()}
+    rows = []
     for name, runs in together.items():
         picked = {seed: chosen(run) for seed, run in runs.items()}
-        cells = [text(interval([mean(losses[rule].values()) for losses in picked.values()])) for rule in names]
-        worst = [
-            max(losses["best mean"][task] / alone[seed][task] for task in alone[seed])
-            for seed, losses in picked.items()
-            if seed in alone
-        ]
-        changes = [
-            mean(losses["best mean"].values()) / reference[seed] - 1
-            for seed, losses in picked.items()
-            if seed in reference
-        ]
-        change, width = interval(changes)
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean(worst):.3f} | {change:+.1%} ± {width:.1%} |")
-    return "\n".join(lines)
+        cells = [interval([mean(losses[rule].values()) for losses in picked.values()]) for rule in names]
+        best = {seed: losses["best mean"] for seed, losses in picked.items()}
+        worst = [max(best[seed][task] / alone[seed][task] for task in best[seed]) for seed in best if seed in alone]
+        changes = [mean(losses.values()) / reference[seed] - 1 for seed, losses in best.items() if seed in reference]
+        text = (
+            f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {interval(worst)} | {interval(changes, '+.1%')} |"
+        )
+        rows.append((mean(mean(losses.values()) for losses in best.values()), text))
+    return "\n".join([*lines, *(text for _, text in sorted(rows))])
 
 
 def by_task(found, alone):

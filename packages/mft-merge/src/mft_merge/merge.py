@@ -13,6 +13,7 @@ import click
 
 from mft_merge.errors import MergeError
 from mft_merge.extras import check_peft
+from mft_merge.files.allocator import keep_freed_blocks
 from mft_merge.files.json_file import read_json
 from mft_merge.files.tensor_file import FLOAT_TYPES
 from mft_merge.output.merge_record import RECORD_NAME, make_record, quantization_shares, write_card, write_record
@@ -92,6 +93,7 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
             _note_quantised_training(each)
     if plan.config_changes.get("tie_word_embeddings") is False:
         click.echo("note: input and output embeddings now differ, so the merged model does not tie them", err=True)
+    keep_freed_blocks()
     with staged(out_dir, _job(record, adapters, base), resume=settings.resume) as staging:
         _write_shards(plan, base, staging)
         write_index(plan, base, staging.model_dir)

@@ -1,7 +1,6 @@
 """A model with its weights in a file that is mapped into memory, of which the kernel keeps what there is room for."""
 
 import contextlib
-import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mft_merge.errors import MergeError
+from mft_merge.files.allocator import give_back_freed_blocks
 from mft_merge.files.tensor_file import ITEM_BYTES, StoredTensor, num_rows, read_rows
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.live_model import LiveModel, Place, model_class, read_live_model
@@ -17,8 +17,6 @@ from mft_merge.sources.live_model import LiveModel, Place, model_class, read_liv
 # What is read at a time, and how much is written until the disk has it.
 PIECE_BYTES, SYNCED_BYTES = 1 << 22, 1 << 28
 FLOAT32_BYTES = 4
-# A parameter of glibc's mallopt, and its value: blocks from this size on.
-M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 17
 
 
 def mapped_model(model_dir: Path, path: Path) -> Any:
@@ -29,7 +27,7 @@ def mapped_model(model_dir: Path, path: Path) -> Any:
     """
     import torch
 
-    _give_back_freed_blocks()
+    give_back_freed_blocks()
     base = read_base_model(model_dir)
     live = read_live_model(base)
     config, made = model_class(base)
@@ -62,12 +60,6 @@ def _parameters_without_values() -> Iterator[None]:
         yield
     finally:
         modules.register_parameter = register
-
-
-def _give_back_freed_blocks() -> None:
-    """Makes glibc map large blocks apart, which go back to the system when they are freed; others may do as they do."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _mapped_weights(base: BaseModel, live: LiveModel, path: Path) -> dict[str, Any]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # What is written is brought to the disk in pieces of about this size.
 SYNCED_BYTES = 1 << 26
+# What has a call made by a thread, in any order, and what has calls made one after the other.
+Compute = Callable[..., Future[Any]]
+Submit = Callable[[Callable[[], Any]], None]
 # More threads than these are not faster: the disk and the memory are busy.
 MOST_COMPUTING = 4
 
@@ -64,14 +67,7 @@ def write_shard(
                 if tensor.is_copy:
                     submit(lambda source=tensor.source: _copy(source, stream.fileno()))
                 else:
-                    checksum = _Checksum()
-                    norms = Norms()
-                    for step in merged_tiles(tensor, norms):
-                        tile = compute(step)
-                        submit(lambda tile=tile, checksum=checksum: checksum.write(stream.fileno(), tile.result()))
-                    quantization = norms.quantization_square**0.5 if tensor.quantization else None
-                    norm = update_norm(tensor)
-                    records[tensor.name] = {"checksum": checksum, "norm": norm, "quantization_norm": quantization}
+                    records[tensor.name] = _write_merged(tensor, stream.fileno(), compute, submit)
                 unsynced += tensor.num_bytes
                 if unsynced > SYNCED_BYTES:
                     unsynced = 0
@@ -82,6 +78,17 @@ def write_shard(
         stream.close()
         raise
     return syncing.submit(finish)
+
+
+def _write_merged(tensor: OutputTensor, descriptor: int, compute: Compute, submit: Submit) -> dict[str, Any]:
+    """Have the tiles of a tensor computed and written; its part of the record, whose checksum grows meanwhile."""
+    checksum = _Checksum()
+    norms = Norms()
+    for step in merged_tiles(tensor, norms):
+        tile = compute(step)
+        submit(lambda tile=tile: checksum.write(descriptor, tile.result()))
+    quantization = norms.quantization_square**0.5 if tensor.quantization else None
+    return {"checksum": checksum, "norm": update_norm(tensor), "quantization_norm": quantization}
 
 
 def is_finished(path: Path, header: bytes, tensors: list[OutputTensor], record: dict[str, Any]) -> bool:
@@ -150,7 +157,7 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 
 
 @contextmanager
-def _workers() -> Iterator[tuple[Callable[..., Future[Any]], Callable[[Callable[[], Any]], None]]]:
+def _workers() -> Iterator[tuple[Compute, Submit]]:
     """Threads that compute tiles, and one that does what it is given in order; errors of both come back here."""
     import torch
 

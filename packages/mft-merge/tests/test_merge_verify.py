@@ -109,9 +109,11 @@ print(most - before)
 def test_weights_on_the_disk_take_no_memory(make_adapter, tmp_path):
     sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 8}
     base = tmp_path / "base"
-    LlamaForCausalLM(LlamaConfig(vocab_size=1000, num_hidden_layers=8, **sizes)).save_pretrained(base)
+    config = LlamaConfig(vocab_size=1000, num_hidden_layers=8, **sizes)
+    # Stored in bfloat16, so that no float32 weight can be a page of the base's own file.
+    LlamaForCausalLM(config).bfloat16().save_pretrained(base)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules="all-linear", use_dora=True)
-    size = (base / "model.safetensors").stat().st_size
+    size = 2 * (base / "model.safetensors").stat().st_size
     most = {}
     for name, share in (("memory", 0), ("disk", 1e12)):
         command = [sys.executable, "-c", MEASURE, adapter, tmp_path / name, "--verify", share]
@@ -119,7 +121,7 @@ def test_weights_on_the_disk_take_no_memory(make_adapter, tmp_path):
         most[name] = int(done.stdout.splitlines()[-1])
     assert size > 100_000_000
     assert most["memory"] > size
-    assert most["disk"] < 0.4 * size
+    assert most["disk"] < 0.5 * size
 
 
 def test_a_resized_vocabulary_is_verified(base_dir, make_adapter, run_merge, tmp_path):

@@ -47,6 +47,8 @@ CONTENDERS = {
     "square root, coba": {"mixture_exponent": 0.5} | balanced("coba"),
 }
 ALONE, EXCLUDING = "alone: ", "equal, excluding"
+# By how much a cosine of one between gradients makes a task's share grow, in the exponent, after each of four stages.
+STAGES, ALIGNED = 4, {"equal, four stages": 0.0, "equal, aligned": 2.0}
 
 
 def contenders(tasks):
@@ -61,7 +63,7 @@ def contenders(tasks):
         }
         for task in tasks
     }
-    return CONTENDERS | alone | {EXCLUDING: {}}
+    return CONTENDERS | alone | {name: {} for name in (EXCLUDING, *ALIGNED)}
 
 
 def environment():
@@ -110,12 +112,15 @@ def rules(curve):
 
 def test_losses(out, run_dir, steps):
     """{step: {task: loss}} on the test split, of the checkpoints of these steps."""
-    script = Path(__file__).with_name("test_losses.py")
     models = [checkpoint(run_dir, step) / "model" for step in steps]
-    done = subprocess.run(
-        ["python", script, out / "test", *models], check=True, capture_output=True, text=True, env=environment()
-    )
-    return dict(zip(steps, json.loads(done.stdout.splitlines()[-1]), strict=True))  # DeepSpeed logs to stdout
+    return dict(zip(steps, measured("test_losses.py", out / "test", *models), strict=True))
+
+
+def measured(name, *arguments):
+    """What a script beside this one finds."""
+    command = ["python", Path(__file__).with_name(name), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
+    return json.loads(done.stdout.splitlines()[-1])  # DeepSpeed logs to stdout
 
 
 def checkpoint(run_dir, step):
@@ -140,7 +145,7 @@ def train_excluding(out, run_dir, seed, tasks):
 
     A stage trains the tasks left for what is left of the steps. The run goes back to the earliest of their best
     checkpoints, and on from there without that task; it ends with the stage in which all get better to the last.
-    The rate goes on along the cosine, and the optimizer starts anew. `run_dir` gets the checkpoints of the path.
+    The rate goes on along the cosine; the optimizer and the order of rows start anew. `run_dir` gets the checkpoints of the path.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     left, begin, path = list(tasks), 0, {}
@@ -150,21 +155,51 @@ def train_excluding(out, run_dir, seed, tasks):
         shares = {task: float(task in left) for task in tasks}
         rates = {"learning_rate": rate(begin), "warmup_steps": 5 if begin else RUN["warmup_steps"]}
         settings = {"model": model, "mixture": shares, "max_steps": STEPS - begin} | rates
-        curve = train(out, stage, seed, settings)
+        curve = train(out, stage, seed + 1000 * begin, settings)
         best = {task: best_step(curve, lambda losses, task=task: losses[task]) for task in left}
         first = min(left, key=best.__getitem__)
         end = STEPS - begin if len(left) == 1 else best[first]
-        for step, losses in curve.items():
-            if step <= end and (step or not begin):
-                path[begin + step] = losses
-                if step:
-                    checkpoint(run_dir, 0).parent.mkdir(parents=True, exist_ok=True)
-                    checkpoint(stage, step).rename(checkpoint(run_dir, begin + step))
-        shutil.rmtree(stage)
+        path |= go_on(run_dir, stage, begin, {step: losses for step, losses in curve.items() if step <= end})
         begin += end
         left.remove(first)
         if begin == STEPS:
             return path
+
+
+def go_on(run_dir, stage, begin, curve):
+    """Makes what a stage's curve holds a part of the run; the curve with the steps of the whole run."""
+    checkpoint(run_dir, 0).parent.mkdir(parents=True, exist_ok=True)
+    for step in filter(None, curve):
+        checkpoint(stage, step).rename(checkpoint(run_dir, begin + step))
+    shutil.rmtree(stage)
+    return {begin + step: losses for step, losses in curve.items() if step or not begin}
+
+
+def train_aligned(out, run_dir, seed, tasks, strength):
+    """The curve and the last shares of a run in stages; between them, shares follow gradients (arXiv:2410.02498).
+
+    A task's share is multiplied by the exponential of `strength` times the cosine between its gradient and the sum of
+    all tasks' validation gradients. The rate goes along the cosine of a whole run, and the optimizer starts anew.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    shares, path, model, length = dict.fromkeys(tasks, 1.0), {}, out / "base", STEPS // STAGES
+    stage = run_dir.with_name(f"{run_dir.name}.stage")
+    for begin in range(0, STEPS, length):
+        if begin and strength:
+            cosines = measured("alignments.py", out / "dataset", model)
+            shares = {task: share * math.exp(strength * cosines[task]) for task, share in shares.items()}
+            shares = {task: share / sum(shares.values()) for task, share in shares.items()}
+        settings = {
+            "model": str(model),
+            "mixture": shares,
+            "max_steps": length,
+            "learning_rate": rate(begin),
+            "min_learning_rate": rate(begin + length),
+            "warmup_steps": 5 if begin else RUN["warmup_steps"],
+        }
+        path |= go_on(run_dir, stage, begin, train(out, stage, seed + 1000 * begin, settings))
+        model = checkpoint(run_dir, begin + length) / "model"
+    return path, shares
 
 
 def rate(step):
@@ -179,7 +214,13 @@ def make_run(out, results, name, seed, tasks):
     if target.exists():
         return
     run_dir, settings = out / "runs" / target.stem, contenders(tasks)[name]
-    curve = train_excluding(out, run_dir, seed, tasks) if name == EXCLUDING else train(out, run_dir, seed, settings)
+    if name in ALIGNED:
+        curve, shares = train_aligned(out, run_dir, seed, tasks, ALIGNED[name])
+        settings = {"strength": ALIGNED[name], "last_shares": shares}
+    elif name == EXCLUDING:
+        curve = train_excluding(out, run_dir, seed, tasks)
+    else:
+        curve = train(out, run_dir, seed, settings)
     document = {"contender": name, "seed": seed, "settings": settings, "validation": curve}
     shared, own = rules(curve)
     document["test"] = test_losses(out, run_dir, sorted({*shared.values(), *own.values()}))

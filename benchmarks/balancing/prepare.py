@@ -12,6 +12,7 @@ sees.
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -42,8 +43,9 @@ PRETRAINING = {
 
 
 def run(*command):
+    """With one thread, so that the bits of the base do not depend on the number of cores."""
     print("$", *command, flush=True)
-    subprocess.run(list(map(str, command)), check=True)
+    subprocess.run(list(map(str, command)), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def write_lines(path, records):

@@ -1,6 +1,6 @@
 """Trains every contender with every seed on what prepare.py made, and keeps each run's figures as a small JSON file.
 
-    python benchmarks/balancing/compare.py OUT RESULTS [--seed N]... [--jobs 2] [--only NAME]...
+    python benchmarks/balancing/compare.py OUT RESULTS [--seed N]... [--jobs 2] [--only NAME]... [--lora] [--steps 160]
 
 A run whose file is in RESULTS is not made again, so that a comparison can be stopped and gone on with. A balancer
 measures every task every 5 steps, since a run is short: 32 measurements of a task, as many as 1,920 steps of six tasks
@@ -15,16 +15,18 @@ import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-STEPS, ROWS, PLACES, PATIENCE = 160, 8, 8, 3
+PLACES, PATIENCE = 8, 3
 RUN = {
-    "method": "full", "max_steps": STEPS, "global_batch_size": ROWS, "micro_batch_size": 8, "learning_rate": 1e-3,
-    "min_learning_rate": 1e-4, "warmup_steps": 20, "weight_decay": 0.01, "validation_interval": STEPS // PLACES,
-    "checkpoint_interval": STEPS // PLACES, "keep_last": 0, "trackers": [],
+    "global_batch_size": 8, "micro_batch_size": 8, "warmup_steps": 20, "weight_decay": 0.01, "keep_last": 0,
+    "trackers": [],
 }  # fmt: skip
+FULL = {"method": "full", "learning_rate": 1e-3, "min_learning_rate": 1e-4}
+LORA = {"method": "lora", "learning_rate": 5e-4, "min_learning_rate": 5e-5}
 BY_SIZE = {"loss": {"reduction": "token_mean"}}
 EQUAL = {"mixture_exponent": 0.0}
 PROBES = {"balancer_interval": 5, "probe_rows": 4, "probe_tasks": None}
@@ -51,24 +53,35 @@ ALONE, EXCLUDING = "alone: ", "equal, excluding"
 STAGES, ALIGNED = 4, {"equal, four stages": 0.0, "equal, aligned": 2.0}
 
 
-def contenders(tasks):
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders have in common: the folder that prepare.py made, its tasks, steps and settings of a run."""
+
+    out: Path
+    tasks: tuple[str, ...]
+    steps: int
+    run: dict
+
+
+def lasting(steps, places):
+    """Settings of a run of so many steps that is validated and kept so often."""
+    return {"max_steps": steps, "validation_interval": steps // places, "checkpoint_interval": steps // places}
+
+
+def contenders(setting):
     """Every contender's settings; a task alone has the rows that equal shares give it."""
+    tasks = setting.tasks
     alone = {
-        f"{ALONE}{task}": {
-            "mixture": {other: float(other == task) for other in tasks},
-            "max_steps": STEPS // len(tasks),
-            "validation_interval": STEPS // len(tasks) // 5,
-            "checkpoint_interval": STEPS // len(tasks) // 5,
-            "warmup_steps": 5,
-        }
+        f"{ALONE}{task}": {"mixture": {other: float(other == task) for other in tasks}, "warmup_steps": 5}
+        | lasting(setting.steps // len(tasks), 5)
         for task in tasks
     }
     return CONTENDERS | alone | {name: {} for name in (EXCLUDING, *ALIGNED)}
 
 
 def environment():
-    """One thread for each run, and no hub."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """One thread for each run, if OMP_NUM_THREADS says nothing else, and no hub."""
+    return {"OMP_NUM_THREADS": "1"} | os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def validations(run_dir):
@@ -127,42 +140,48 @@ def checkpoint(run_dir, step):
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
-def train(out, run_dir, seed, settings):
+def train(setting, run_dir, seed, settings):
     """The validation curve of one run."""
     shutil.rmtree(run_dir, ignore_errors=True)
+    out = setting.out
     places = {"model": str(out / "base"), "dataset": str(out / "dataset"), "output": str(run_dir), "seed": seed}
     config = run_dir.with_name(f"{run_dir.name}.yaml")
     config.parent.mkdir(exist_ok=True)
-    config.write_text(yaml.safe_dump(RUN | places | settings))
+    config.write_text(yaml.safe_dump(setting.run | places | settings))
     done = subprocess.run(["mft-train", "launch", config], capture_output=True, text=True, env=environment())
     if done.returncode:
         raise SystemExit(done.stderr)
     return validations(run_dir)
 
 
-def train_excluding(out, run_dir, seed, tasks):
+def train_excluding(setting, run_dir, seed):
     """The curve of equal shares in which the task that overfits first is left out, time and again (arXiv:2603.21606).
 
     A stage trains the tasks left for what is left of the steps. The run goes back to the earliest of their best
     checkpoints, and on from there without that task; it ends with the stage in which all get better to the last.
-    The rate goes on along the cosine; the optimizer and the order of rows start anew. `run_dir` gets the checkpoints of the path.
+    The rate goes on along the cosine; the optimizer and the order of rows start anew. `run_dir` gets the checkpoints of
+    the path.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
-    left, begin, path = list(tasks), 0, {}
+    left, begin, path, steps = list(setting.tasks), 0, {}, setting.steps
     while True:
         stage = run_dir.with_name(f"{run_dir.name}.stage")
-        model = str(checkpoint(run_dir, begin) / "model" if begin else out / "base")
-        shares = {task: float(task in left) for task in tasks}
-        rates = {"learning_rate": rate(begin), "warmup_steps": 5 if begin else RUN["warmup_steps"]}
-        settings = {"model": model, "mixture": shares, "max_steps": STEPS - begin} | rates
-        curve = train(out, stage, seed + 1000 * begin, settings)
+        model = str(checkpoint(run_dir, begin) / "model" if begin else setting.out / "base")
+        shares = {task: float(task in left) for task in setting.tasks}
+        settings = {
+            "model": model,
+            "mixture": shares,
+            "max_steps": steps - begin,
+            "learning_rate": rate(setting, begin),
+        }
+        curve = train(setting, stage, seed + 1000 * begin, settings | ({"warmup_steps": 5} if begin else {}))
         best = {task: best_step(curve, lambda losses, task=task: losses[task]) for task in left}
         first = min(left, key=best.__getitem__)
-        end = STEPS - begin if len(left) == 1 else best[first]
+        end = steps - begin if len(left) == 1 else best[first]
         path |= go_on(run_dir, stage, begin, {step: losses for step, losses in curve.items() if step <= end})
         begin += end
         left.remove(first)
-        if begin == STEPS:
+        if begin == steps:
             return path
 
 
@@ -175,55 +194,56 @@ def go_on(run_dir, stage, begin, curve):
     return {begin + step: losses for step, losses in curve.items() if step or not begin}
 
 
-def train_aligned(out, run_dir, seed, tasks, strength):
+def train_aligned(setting, run_dir, seed, strength):
     """The curve and the last shares of a run in stages; between them, shares follow gradients (arXiv:2410.02498).
 
     A task's share is multiplied by the exponential of `strength` times the cosine between its gradient and the sum of
     all tasks' validation gradients. The rate goes along the cosine of a whole run, and the optimizer starts anew.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
-    shares, path, model, length = dict.fromkeys(tasks, 1.0), {}, out / "base", STEPS // STAGES
+    shares, path, model = dict.fromkeys(setting.tasks, 1.0), {}, setting.out / "base"
+    length = setting.steps // STAGES
     stage = run_dir.with_name(f"{run_dir.name}.stage")
-    for begin in range(0, STEPS, length):
+    for begin in range(0, setting.steps, length):
         if begin and strength:
-            cosines = measured("alignments.py", out / "dataset", model)
+            cosines = measured("alignments.py", setting.out / "dataset", model)
             shares = {task: share * math.exp(strength * cosines[task]) for task, share in shares.items()}
             shares = {task: share / sum(shares.values()) for task, share in shares.items()}
         settings = {
             "model": str(model),
             "mixture": shares,
             "max_steps": length,
-            "learning_rate": rate(begin),
-            "min_learning_rate": rate(begin + length),
-            "warmup_steps": 5 if begin else RUN["warmup_steps"],
+            "learning_rate": rate(setting, begin),
+            "min_learning_rate": rate(setting, begin + length),
         }
-        path |= go_on(run_dir, stage, begin, train(out, stage, seed + 1000 * begin, settings))
+        curve = train(setting, stage, seed + 1000 * begin, settings | ({"warmup_steps": 5} if begin else {}))
+        path |= go_on(run_dir, stage, begin, curve)
         model = checkpoint(run_dir, begin + length) / "model"
     return path, shares
 
 
-def rate(step):
+def rate(setting, step):
     """The peak rate of a stage that begins at this step: that of the whole run's cosine, without its warm-up."""
-    least, most = RUN["min_learning_rate"], RUN["learning_rate"]
-    return least + (most - least) * (1 + math.cos(math.pi * step / STEPS)) / 2
+    least, most = setting.run["min_learning_rate"], setting.run["learning_rate"]
+    return least + (most - least) * (1 + math.cos(math.pi * step / setting.steps)) / 2
 
 
-def make_run(out, results, name, seed, tasks):
+def make_run(setting, results, name, seed):
     """One run, its test losses, its file; the run directory is deleted."""
     target = results / f"{name.replace(': ', '-').replace(', ', '-').replace(' ', '-')}.{seed}.json"
     if target.exists():
         return
-    run_dir, settings = out / "runs" / target.stem, contenders(tasks)[name]
+    run_dir, settings = setting.out / "runs" / target.stem, contenders(setting)[name]
     if name in ALIGNED:
-        curve, shares = train_aligned(out, run_dir, seed, tasks, ALIGNED[name])
+        curve, shares = train_aligned(setting, run_dir, seed, ALIGNED[name])
         settings = {"strength": ALIGNED[name], "last_shares": shares}
     elif name == EXCLUDING:
-        curve = train_excluding(out, run_dir, seed, tasks)
+        curve = train_excluding(setting, run_dir, seed)
     else:
-        curve = train(out, run_dir, seed, settings)
+        curve = train(setting, run_dir, seed, settings)
     document = {"contender": name, "seed": seed, "settings": settings, "validation": curve}
     shared, own = rules(curve)
-    document["test"] = test_losses(out, run_dir, sorted({*shared.values(), *own.values()}))
+    document["test"] = test_losses(setting.out, run_dir, sorted({*shared.values(), *own.values()}))
     target.write_text(json.dumps(document, indent=1) + "\n")
     shutil.rmtree(run_dir)
     print(target.name, flush=True)
@@ -236,14 +256,18 @@ def main():
     parser.add_argument("--seed", type=int, action="append", help="0 to 4 when none is given")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--lora", action="store_true", help="train adapters")
+    parser.add_argument("--steps", type=int, default=160)
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
-    tasks = [task["name"] for task in json.loads((arguments.out / "dataset" / "manifest.json").read_text())["tasks"]]
+    manifest = json.loads((arguments.out / "dataset" / "manifest.json").read_text())
+    run = RUN | (LORA if arguments.lora else FULL) | lasting(arguments.steps, PLACES)
+    setting = Setting(arguments.out, tuple(task["name"] for task in manifest["tasks"]), arguments.steps, run)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [
-            pool.submit(make_run, arguments.out, arguments.results, name, seed, tasks)
+            pool.submit(make_run, setting, arguments.results, name, seed)
             for seed in arguments.seed or range(5)
-            for name in contenders(tasks)
+            for name in contenders(setting)
             if not arguments.only or name in arguments.only
         ]
         for each in runs:

@@ -1,12 +1,12 @@
 """Makes what the comparison of balancers starts from: a small model that knows some Python, and six unequal tasks.
 
-    python benchmarks/balancing/prepare.py DATA OUT
+    python benchmarks/balancing/prepare.py DATA OUT [--base MODEL] [--validation 32] [--test 60]
 
 DATA holds the folders code-instruct, code-translate and python-problems; the other three tasks are those that
 tools/make_demo_tasks.py makes; they are 100 to 1 in size. OUT gets `base/`, a llama of 2.6 million parameters with a
 tokenizer of 4,096 tokens of its own, first trained on the tests of this Python's standard library, which no task is cut
 from; `dataset/` with training and validation rows; and `test/`, whose training rows are the test split, which no run
-sees.
+sees. With --base, `base/` is that model instead, and its tokenizer encodes the tasks.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-# Training conversations of each task; validation and test have up to 32 and 60 others.
+# Training conversations of each task; validation and test have others, up to --validation and --test of them.
 SIZES = {
     "code-translate": 1000,
     "docstring-to-code": 400,
@@ -30,7 +30,6 @@ SIZES = {
     "code-to-docstring": 25,
     "python-problems": 10,
 }
-NUM_VALIDATION, NUM_TEST = 32, 60
 VOCABULARY, CONTEXT, SEQ_LENGTH, TEXT_BYTES = 4096, 512, 256, 12_000_000
 END = "<|endoftext|>"
 PRETRAINING = {
@@ -105,7 +104,7 @@ def by_content(line):
     return hashlib.sha256(line.encode()).digest()
 
 
-def make_datasets(data, out):
+def make_datasets(data, out, num_validation, num_test):
     """Both datasets from disjoint conversations, chosen by a hash of what they say."""
     run(sys.executable, ROOT / "tools" / "make_demo_tasks.py", out / "demo")
     tasks, test_paths = {}, []
@@ -114,9 +113,9 @@ def make_datasets(data, out):
         lines = {line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()}
         ordered = [json.loads(line) for line in sorted(lines, key=by_content)]
         rest = ordered[size:]
-        test = rest[: min(NUM_TEST, len(rest) // 2)]
+        test = rest[: min(num_test, len(rest) // 2)]
         write_lines(out / "tasks" / name / "train.jsonl", ordered[:size])
-        write_lines(out / "tasks" / name / "validation.jsonl", rest[len(test) :][:NUM_VALIDATION])
+        write_lines(out / "tasks" / name / "validation.jsonl", rest[len(test) :][:num_validation])
         write_lines(out / "test-tasks" / name / "test.jsonl", test)
         sources = {"paths": "train.jsonl", "validation": ["validation.jsonl"]}
         place = out / "tasks" / name
@@ -135,10 +134,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--base", type=Path, help="a model directory, in place of one that is made")
+    parser.add_argument("--validation", type=int, default=32, help="most conversations of a task")
+    parser.add_argument("--test", type=int, default=60, help="most conversations of a task")
     arguments = parser.parse_args()
-    if not (arguments.out / "base").exists():
-        make_base(arguments.out)
-    make_datasets(arguments.data, arguments.out)
+    base = arguments.out / "base"
+    if not base.exists():
+        if arguments.base:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            base.symlink_to(arguments.base.resolve())
+        else:
+            make_base(arguments.out)
+    make_datasets(arguments.data, arguments.out, arguments.validation, arguments.test)
 
 
 if __name__ == "__main__":

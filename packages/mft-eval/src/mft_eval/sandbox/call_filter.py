@@ -86,9 +86,11 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None),
     "fchmodat": (268, 53),
     "fchmodat2": (452, 452),
+    "fchmod": (91, 52),
     "chown": (92, None),
     "lchown": (94, None),
     "fchownat": (260, 54),
+    "fchown": (93, 55),
     "utime": (132, None),
     "utimes": (235, None),
     "futimesat": (261, None),
@@ -96,8 +98,13 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "truncate": (76, 45),
     "setxattr": (188, 5),
     "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
     "removexattr": (197, 14),
     "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
 }
 _KERNEL = frozenset(
     (
@@ -116,8 +123,9 @@ _OTHERS = frozenset(
 SIGNALS = frozenset(("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal"))
 _METADATA = frozenset(
     (
-        *("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "utime", "utimes", "futimesat"),
-        *("utimensat", "setxattr", "lsetxattr", "removexattr", "lremovexattr", "setsid", "setpgid"),
+        *("chmod", "fchmodat", "fchmodat2", "fchmod", "chown", "lchown", "fchownat", "fchown", "utime", "utimes"),
+        *("futimesat", "utimensat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr"),
+        *("fremovexattr", "removexattrat", "file_setattr", "setsid", "setpgid"),
     )
 )
 Instruction = tuple[int, int, int, int]
@@ -162,28 +170,30 @@ def prepare() -> None:
     _prepared(_KERNEL, is_fork_denied=False, is_limit_own=False)
 
 
-def _program(names: Iterable[str], *, is_fork_denied: bool, is_limit_own: bool) -> list[Instruction]:
+def _program(
+    names: Iterable[str], *, is_fork_denied: bool, is_limit_own: bool, machine: str = MACHINE
+) -> list[Instruction]:
     found = [
-        *((_LOAD, 0, 0, _ARCHITECTURE), (_JUMP_EQUAL, 1, 0, _ARCHITECTURES[MACHINE]), (_RETURN, 0, 0, _KILL)),
+        *((_LOAD, 0, 0, _ARCHITECTURE), (_JUMP_EQUAL, 1, 0, _ARCHITECTURES[machine]), (_RETURN, 0, 0, _KILL)),
         (_LOAD, 0, 0, _NUMBER),
     ]
-    if MACHINE == "x86_64":
+    if machine == "x86_64":
         found += [(_JUMP_FROM, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
     # Its flags are out of a filter's sight; without it, libraries use clone.
-    found += _refuse("clone3", errno.ENOSYS)
+    found += _refuse("clone3", errno.ENOSYS, machine)
     for name in sorted(names):
-        found += _refuse(name, errno.EPERM)
+        found += _refuse(name, errno.EPERM, machine)
     if is_fork_denied:
-        found += [*_refuse("fork", errno.EAGAIN), *_refuse("vfork", errno.EAGAIN)]
+        found += [*_refuse("fork", errno.EAGAIN, machine), *_refuse("vfork", errno.EAGAIN, machine)]
     if is_limit_own:
         # The limits of a process other than the caller, whose number is given first.
         found += [
-            (_JUMP_EQUAL, 0, 4, _number("prlimit64") or 0),
+            (_JUMP_EQUAL, 0, 4, _number("prlimit64", machine) or 0),
             *((_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERROR | errno.EPERM)),
             (_RETURN, 0, 0, _ALLOW),
         ]
     found += [
-        (_JUMP_EQUAL, 0, 5 if is_fork_denied else 3, _number("clone") or 0),
+        (_JUMP_EQUAL, 0, 5 if is_fork_denied else 3, _number("clone", machine) or 0),
         *((_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_SET, 0, 1, _NAMESPACE_FLAGS), (_RETURN, 0, 0, _ERROR | errno.EPERM)),
     ]
     if is_fork_denied:
@@ -191,10 +201,10 @@ def _program(names: Iterable[str], *, is_fork_denied: bool, is_limit_own: bool) 
     return [*found, (_RETURN, 0, 0, _ALLOW)]
 
 
-def _refuse(name: str, number: int) -> list[Instruction]:
-    call = _number(name)
+def _refuse(name: str, number: int, machine: str) -> list[Instruction]:
+    call = _number(name, machine)
     return [] if call is None else [(_JUMP_EQUAL, 0, 1, call), (_RETURN, 0, 0, _ERROR | number)]
 
 
-def _number(name: str) -> int | None:
-    return _CALLS[name][list(_ARCHITECTURES).index(MACHINE)]
+def _number(name: str, machine: str) -> int | None:
+    return _CALLS[name][list(_ARCHITECTURES).index(machine)]

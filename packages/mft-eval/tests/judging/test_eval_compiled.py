@@ -1,10 +1,12 @@
 """Tests that are a part of the program, in C++ and JavaScript: every pass is marked; the sweep has the hostile ones."""
 
 import shutil
+import time
 
 import pytest
 
 from mft_eval.judging.judgement import Limits
+from mft_eval.judging.server import _late
 from mft_eval.problems.compiled_tests import compiled_test
 from mft_eval.problems.problem import Problem
 
@@ -37,6 +39,21 @@ def test_a_right_program_passes_with_a_mark(judge_source, language):
     judgement = judge_source(language, RIGHT[language])
     assert (judgement.verdict, judgement.mode) == ("passed", "inside"), judgement
     assert judgement.untrusted == "the tests are a part of the program"
+
+
+def test_the_compilers_time_is_not_the_programs(judge_source):
+    start = time.monotonic()
+    judgement = judge_source("cpp", f"#include <bits/stdc++.h>\n{RIGHT['cpp']}")
+    assert judgement.verdict == "passed"
+    assert judgement.seconds < (time.monotonic() - start) / 2
+
+
+def test_what_the_alarm_means_depends_on_what_has_begun():
+    build = {"build": ["g++"]}
+    assert _late(build, [], 9.0)["verdict"] == "harness-error"
+    assert _late(build, [1.0], 61.5) == {"verdict": "timeout", "detail": "while it was built", "seconds": 60.5}
+    assert _late(build, [1.0, 7.0], 9.0) == {"verdict": "timeout", "detail": "", "seconds": 2.0}
+    assert _late({"build": []}, [7.0], 9.0) == {"verdict": "timeout", "detail": "", "seconds": 2.0}
 
 
 CPP = {

@@ -102,6 +102,13 @@ def test_each_case_has_its_own_deadline(judge_problem):
     assert judge_problem(Problem("p", (), "", cases, SUM), slow, LIMITS).verdict == "passed"
 
 
+def test_the_seconds_of_a_timeout_are_those_that_it_took(judge_problem):
+    hangs_later = "import time\na, b = map(int, input().split())\ntime.sleep(0.5 if a == 1 else 99)\nprint(a + b)\n"
+    judgement = judge_problem(Problem("p", (), "", CASES, SUM), hangs_later, Limits(1, 256))
+    assert judgement.verdict == "timeout"
+    assert judgement.seconds >= 1.5
+
+
 @pytest.mark.parametrize(
     ("printed", "expected", "is_same"),
     [

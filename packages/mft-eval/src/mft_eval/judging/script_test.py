@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from decimal import Decimal, InvalidOperation
 
 from mft_eval.sandbox.protocol import BUILD_SECONDS
@@ -12,18 +13,24 @@ from mft_eval.wire.codec import GarbageError, TooLargeError, decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 NONCE_BYTES = 16
 
 
-def run_script_test(request: dict[str, Any], incoming: int, outgoing: int) -> dict[str, Any]:
-    """The outcome of the request's program over its cases, up to the first that fails.
+def run_script_test(request: dict[str, Any], incoming: int, outgoing: int, begin: Callable[[], None]) -> dict[str, Any]:
+    """The outcome of the request's program over its cases, up to the first that fails, with its seconds.
 
-    Each case has its own deadline. Where the request asks for a nonce, the tests are part of the program, get it as
+    The building has a deadline of its own; then `begin` is called, and the seconds are counted anew. Each case has its
+    own deadline. Where the request asks for a nonce, the tests are part of the program, get it as
     the input of the only case and print it after their last one.
     """
-    case = -1
+    start = time.perf_counter()
+
+    def outcome(verdict: str, detail: str = "", **said: str) -> dict[str, Any]:
+        return {"verdict": verdict, "detail": detail, "seconds": time.perf_counter() - start, **said}
+
     try:
         files, build, run = request["files"], tuple(request["build"]), tuple(request["run"])
         if build:
@@ -31,11 +38,14 @@ def run_script_test(request: dict[str, Any], incoming: int, outgoing: int) -> di
         _send(outgoing, ("script", request["limits"], files, build, run))
         _, _, status, said = _receive(incoming, "built", 0)
         if status != 0:
-            return {"verdict": "exception", "detail": "does not compile", "said": said}
+            return outcome("exception", "does not compile", said=said)
+        if build:
+            begin()
+            start = time.perf_counter()
         nonce = os.urandom(NONCE_BYTES).hex()
         cases = [(nonce, nonce)] if request["is_beside"] else request["cases"]
         if not cases:
-            return {"verdict": "harness-error", "detail": "there is nothing to compare with"}
+            return outcome("harness-error", "there is nothing to compare with")
         for case, (given, expected) in enumerate(cases):
             signal.setitimer(signal.ITIMER_REAL, request["timeout_seconds"])
             cpu_seconds = int(request["timeout_seconds"]) + 2
@@ -45,14 +55,14 @@ def run_script_test(request: dict[str, Any], incoming: int, outgoing: int) -> di
             if verdict != "passed":
                 where = detail if request["is_beside"] else f"case {case + 1}{detail and f': {detail}'}"
                 printed = output[:2000].decode("utf-8", "replace") if type(output) is bytes else ""
-                return {"verdict": verdict, "detail": where, "said": printed}
-        return {"verdict": "passed", "detail": ""}
+                return outcome(verdict, where, said=printed)
+        return outcome("passed")
     except GarbageError as error:
-        return {"verdict": "refused", "detail": f"wrote to the judge's pipe: {error}"}
+        return outcome("refused", f"wrote to the judge's pipe: {error}")
     except TooLargeError:
-        return {"verdict": "harness-error", "detail": "an input too large for the codec"}
+        return outcome("harness-error", "an input too large for the codec")
     except (EOFError, BrokenPipeError):
-        return {"verdict": "program-ended", "detail": ""}
+        return outcome("program-ended")
 
 
 def _send(outgoing: int, message: tuple[Any, ...]) -> None:

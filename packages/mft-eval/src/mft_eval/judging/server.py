@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mft_eval.judging.deadlines import START_SECONDS
@@ -131,24 +132,31 @@ def _judge_apart(request: dict[str, Any], sandbox: Sandbox, requests: int, nurse
     try:
         outcome["next_sandbox"] = nursery.start()
         found = _read_all(reader, requests)
+        ended = time.perf_counter()
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    lines = found.decode().splitlines()
-    if len(lines) == 2:
-        outcome |= json.loads(lines[1])
+    *starts, last = found.decode().split("\n")
+    if last:
+        outcome |= json.loads(last)
         if outcome["verdict"] == PROGRAM_ENDED:
             outcome["verdict"], outcome["detail"] = sandbox.ended()
     elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        timeout = {"verdict": "timeout", "detail": "", "seconds": request["timeout_seconds"]}
-        late = {"verdict": "harness-error", "detail": f"the sandbox did not start in {START_SECONDS} s"}
-        outcome |= timeout if lines else late
+        outcome |= _late(request, list(map(float, starts)), ended)
     else:
         outcome |= {"verdict": "harness-error", "detail": f"the judge ended by itself with status {status}"}
     if outcome["verdict"] == "harness-error" or request["limits"]["is_captured"]:
         outcome["output"] = sandbox.output()
     return outcome
+
+
+def _late(request: dict[str, Any], starts: list[float], ended: float) -> dict[str, Any]:
+    """What the alarm means that came at `ended`, after these beginnings."""
+    if not starts:
+        return {"verdict": "harness-error", "detail": f"the sandbox did not start in {START_SECONDS} s"}
+    is_built = not request.get("build") or len(starts) > 1
+    return {"verdict": "timeout", "detail": "" if is_built else "while it was built", "seconds": ended - starts[-1]}
 
 
 def _read_all(reader: int, requests: int) -> bytes:
@@ -166,7 +174,14 @@ def _read_all(reader: int, requests: int) -> bytes:
 
 
 def _judge_and_exit(request: dict[str, Any], sandbox: Sandbox, writer: int) -> None:
-    """The judge's whole life, in a fork: writes an empty line when the program's time begins, then its outcome."""
+    """The judge's whole life, in a fork: writes a line with the time when the program's begins, then its outcome.
+
+    A program that is built has two beginnings.
+    """
+
+    def begin() -> None:
+        os.write(writer, f"{time.perf_counter()}\n".encode())
+
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, START_SECONDS)
@@ -174,24 +189,24 @@ def _judge_and_exit(request: dict[str, Any], sandbox: Sandbox, writer: int) -> N
         if not _is_ready(incoming):
             outcome = {"verdict": "harness-error", "detail": "the sandbox did not start"}
         else:
-            os.write(writer, b"\n")
+            begin()
             resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
             signal.setitimer(signal.ITIMER_REAL, request["timeout_seconds"])
-            outcome = _outcome(request, incoming, outgoing)
+            outcome = _outcome(request, incoming, outgoing, begin)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if outcome["detail"] == "the sandbox did not start":
-            os.write(writer, b"\n")
-        _write_all(writer, json.dumps(outcome).encode() + b"\n")
+        _write_all(writer, json.dumps(outcome).encode())
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(0)
 
 
-def _outcome(request: dict[str, Any], incoming: int, outgoing: int) -> dict[str, Any]:
-    start = time.perf_counter()
+def _outcome(
+    request: dict[str, Any], incoming: int, outgoing: int, begin: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     if request["kind"] == "script":
-        return {**run_script_test(request, incoming, outgoing), "seconds": time.perf_counter() - start}
+        return run_script_test(request, incoming, outgoing, begin)
+    start = time.perf_counter()
     session = Session(incoming, outgoing, may_use_objects=request["may_use_objects"])
     verdict, detail = run_python_test(session, request)
     outcome: dict[str, Any] = {"verdict": verdict, "detail": detail, "seconds": time.perf_counter() - start}

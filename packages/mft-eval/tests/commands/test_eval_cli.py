@@ -136,7 +136,7 @@ def test_the_documented_problem_is_read(tmp_path):
         ([generation(0, -1, RIGHT)], '"sample_index" is not an integer from 0, in {path} line 1'),
         ([generation(0, True, RIGHT)], '"sample_index" is not an integer from 0, in {path} line 1'),
         ([{"problem_id": "p0", "sample_index": 0}], '"completion" is not text, in {path} line 1'),
-        ([generation(0, 0, RIGHT)], '1 of 2 problems have no generation, the first is "p1"'),
+        ([generation(0, 0, RIGHT)], '1 of 2 problems has no generation, the first is "p1"'),
         (["", json.dumps(generation(0, 0, RIGHT))], "in {path} line 1"),
         ([], "no generations, in {path}"),
     ],
@@ -158,7 +158,7 @@ def test_missing_problems_are_left_out_when_allowed(files):
     result = run("score", problems, write(generation(1, 0, RIGHT)), out, "--partial")
     results = json.loads(out.read_text())
     assert (results["num_missing"], len(results["problems"]), results["pass_at_k"]) == (1, 1, {"pass@1": 1.0})
-    assert "1 problems without a generation were left out" in result.stderr
+    assert "1 problem without a generation was left out" in result.stderr
 
 
 def test_k_is_at_most_the_smallest_number_of_samples(files):
@@ -172,6 +172,24 @@ def test_k_is_at_most_the_smallest_number_of_samples(files):
     )
     assert run("score", problems, generations, out, "--k", "0").exit_code == 2
     assert run("score", problems, generations, out, "--k", "one").exit_code == 2
+
+
+def test_one_problem_is_not_called_problems(tmp_path):
+    problems, generations = tmp_path / "p.jsonl", tmp_path / "g.jsonl"
+    broken = problem(1, reference=WRONG)
+    problems.write_text("".join(json.dumps(record) + "\n" for record in (problem(0), broken, problem(2))))
+    given = [generation(0, 0, RIGHT), generation(1, 0, RIGHT)]
+    generations.write_text("".join(json.dumps(line) + "\n" for line in given))
+    stopped = run("score", problems, generations, "-", "--partial")
+    assert '1 problem cannot be judged, the first is "p1"' in stopped.stderr
+    for name in ("a.json", "b.json"):
+        scored = run("score", problems, generations, tmp_path / name, "--partial", "--allow-broken")
+    assert scored.stderr.splitlines()[1:] == [
+        "1 problem: passed 1",
+        "1 problem without a generation was left out",
+        "1 problem whose own reference fails was left out: p1",
+    ]
+    assert "on 1 problem: undecided" in run("compare", tmp_path / "a.json", tmp_path / "b.json").stdout
 
 
 def test_an_existing_result_is_kept_unless_overwrite(files):

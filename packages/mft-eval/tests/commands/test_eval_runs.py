@@ -202,7 +202,7 @@ def test_a_broken_problem_stops_the_run_by_name_or_is_left_out(tmp_path):
     out = tmp_path / "out.json"
     stopped = run("score", problems, generations, out)
     assert stopped.exit_code == 1
-    assert '1 problems cannot be judged, the first is "p2": its own reference does not pass: wrong' in stopped.stderr
+    assert '1 problem cannot be judged, the first is "p2": its own reference does not pass: wrong' in stopped.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.jsonl", "problems.jsonl"]
     assert run("score", problems, generations, out, "--allow-broken").exit_code == 0
     results = json.loads(out.read_text())

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from mft_eval.commands.counted import counted
 from mft_eval.scoring.comparison import compare as compare_two
 from mft_eval.scoring.reading import read_results
 from mft_eval.scoring.results import scores
@@ -43,6 +44,6 @@ def show_comparison(compared: dict[str, Any], style: str) -> str:
     text = TABLES[style](head, rows)
     for path, found in compared["comparisons"].items():
         verdict = "a difference" if found["p_value"] < SIGNIFICANT else "undecided: chance alone may do this"
-        text += f"\n{path} against {compared['against']} on {found['num_problems']} problems: {verdict}\n"
+        text += f"\n{path} against {compared['against']} on {counted(found['num_problems'], 'problem')}: {verdict}\n"
         text += f"wins: {', '.join(found['wins']) or 'none'}\nlosses: {', '.join(found['losses']) or 'none'}\n"
     return text

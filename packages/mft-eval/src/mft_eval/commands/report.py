@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mft_eval.commands.compare import SIGNIFICANT, compare
+from mft_eval.commands.counted import counted
 from mft_eval.commands.kinds import problems_of_kind, read_kind
 from mft_eval.commands.reproduce import tell
 from mft_eval.commands.summary import isolation_notes
@@ -58,7 +59,7 @@ def report(
         told = _told(every, programs, by_id, problem_set, num_workers, settled)
     entries = _entries(every, by_id, programs, told)
     source = every[0]["problems_source"]
-    lead = f"{len(entries)} of {source['num_problems']} problems. In brackets: 95 % intervals."
+    lead = f"{len(entries)} of {counted(source['num_problems'], 'problem')}. In brackets: 95 % intervals."
     return make_page(source["name"], lead, _models(paths, every), entries)
 
 

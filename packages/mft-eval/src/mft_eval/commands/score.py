@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from mft_eval.commands.counted import counted, verb
 from mft_eval.commands.kinds import problems_of_kind
 from mft_eval.commands.progress import Progress
 from mft_eval.errors import EvalError
@@ -145,7 +146,8 @@ def _check_complete(problem_set: ProblemSet, generations: Generations, partial: 
         problem.problem_id for problem in problem_set.problems if problem.problem_id not in generations.completions
     ]
     if missing and not partial:
-        what = f'{len(missing)} of {len(problem_set.problems)} problems have no generation, the first is "{missing[0]}"'
+        share = f"{len(missing)} of {counted(len(problem_set.problems), 'problem')}"
+        what = f'{share} {verb(len(missing), "has", "have")} no generation, the first is "{missing[0]}"'
         raise EvalError(what, fix="generate them or leave them out of the mean with --partial")
 
 
@@ -219,7 +221,7 @@ class Run:
         faults = {problem_id: ruling.fault for problem_id, ruling in self.rulings.items() if ruling.fault}
         if faults and not self.options.allow_broken:
             problem_id, fault = min(faults.items())
-            what = f'{len(faults)} problems cannot be judged, the first is "{problem_id}": {fault}'
+            what = f'{counted(len(faults), "problem")} cannot be judged, the first is "{problem_id}": {fault}'
             raise EvalError(what, fix="mend them, raise --timeout, or leave them out of the mean with --allow-broken")
 
     def _judged(

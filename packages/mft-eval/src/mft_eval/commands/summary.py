@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mft_eval.commands.counted import counted, verb
+
 
 def isolation_notes(results: dict[str, Any]) -> list[str]:
     """What is to be said first where programs were not behind the whole sandbox."""
@@ -24,12 +26,15 @@ def summary(results: dict[str, Any]) -> str:
         lines += [f"{name}, base tests alone: {value:.4f}" for name, value in results["base"]["pass_at_k"].items()]
     lines += [f"{name}: {value:.4f}" for name, value in results["measures"].items()]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in results["verdicts"].items() if count)
-    lines.append(f"{len(results['problems'])} problems: {counts}")
+    lines.append(f"{counted(len(results['problems']), 'problem')}: {counts}")
     if results["num_missing"]:
-        lines.append(f"{results['num_missing']} problems without a generation were left out")
+        count = results["num_missing"]
+        lines.append(f"{counted(count, 'problem')} without a generation {verb(count, 'was', 'were')} left out")
     if results["broken"]:
         names = ", ".join(problem["problem_id"] for problem in results["broken"])
-        lines.append(f"{len(results['broken'])} problems whose own reference fails were left out: {names}")
+        count = len(results["broken"])
+        left_out = f"{verb(count, 'was', 'were')} left out: {names}"
+        lines.append(f"{counted(count, 'problem')} whose own reference fails {left_out}")
     if results["num_untrusted"]:
         lines.append(f"{results['num_untrusted']} passed where a program could have forged it: see untrusted")
     if results["verdicts"]["harness-error"]:

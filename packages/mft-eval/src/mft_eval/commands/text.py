@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from mft_eval.commands.counted import counted, verb
 from mft_eval.errors import EvalError
 from mft_eval.generations.extraction import drop_thinking
 from mft_eval.generations.reading import read_generations
@@ -69,7 +70,8 @@ def _pairs(path: str, references: Mapping[str, str]) -> list[tuple[str, str]]:
     completions = read_generations(path, references).completions
     missing = [problem_id for problem_id in references if problem_id not in completions]
     if missing:
-        raise EvalError(f'{len(missing)} references have no text, the first is "{missing[0]}"', where=path)
+        what = f"{counted(len(missing), 'reference')} {verb(len(missing), 'has', 'have')} no text"
+        raise EvalError(f'{what}, the first is "{missing[0]}"', where=path)
     several = [problem_id for problem_id, samples in completions.items() if len(samples) > 1]
     if several:
         raise EvalError(f'problem "{several[0]}" has several samples', where=path, fix="give one of each")

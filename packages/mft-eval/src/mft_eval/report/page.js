@@ -69,7 +69,8 @@ function fits(problem) {
 
 function list() {
   const fitting = found.problems.filter(fits);
-  count.textContent = `${fitting.length} of ${found.problems.length} problems`;
+  const every = found.problems.length;
+  count.textContent = `${fitting.length} of ${every} problem${every === 1 ? "" : "s"}`;
   names.replaceChildren(...fitting.map((problem) => {
     const squares = problem.results.map((result, index) => make("span",
       { class: `square ${state(result)}`, title: `${found.models[index]}: ${state(result)}` }));

@@ -57,6 +57,19 @@ def forbidden_python():
     }
 
 
+# Each leaves something that others could find.
+LEAVING = {
+    "leaves System V memory": "import ctypes\nctypes.CDLL(None).shmget(7, 4096, 0o1666)\ndef f(x): return 1",
+    "leaves a queue": "import ctypes\nctypes.CDLL(None).mq_open(b'/left', 0o102, 0o666, None)\ndef f(x): return 1",
+    "leaves a socket": "import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0mft-eval-left')\ns.listen()\n"
+    "def f(x): return 1",
+    "leaves a file everywhere": "import os\nfor place in ('/tmp', '/dev/shm', '/var/tmp', '/run', '/'):\n"
+    "    try: open(place + '/left', 'w').close()\n    except OSError: pass\ndef f(x): return 1",
+    "leaves a daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(99)\n"
+    "    os._exit(0)\ndef f(x): return 1",
+}
+
+
 def crossed(deeds, moments):
     """A program of each deed at each moment; a moment has the places DEED and HEAD."""
     return {

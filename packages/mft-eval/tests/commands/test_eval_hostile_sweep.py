@@ -10,6 +10,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mft_eval.judging.languages import LANGUAGES, toolchain_path
+from mft_eval.sandbox.protocol import BUILD_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,20 +27,12 @@ USERS = ("root", "ordinary")
 _PR_SET_CHILD_SUBREAPER = 36
 # Files of the sandboxes' user, or of the ordinary one.
 OWNERS = (65534, 12345)
-PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/dev/mqueue")
+PLACES = ("/tmp", "/dev/shm", "/var/tmp", "/dev/mqueue", tempfile.gettempdir())
 LATE_SECONDS = 2.0
 SECONDS = 0.3
+# What a busy machine alone can bring about counts only if it comes every time.
+NUM_TRIES = 3
 
-LEAVING = {
-    "leaves System V memory": "import ctypes\nctypes.CDLL(None).shmget(7, 4096, 0o1666)\ndef f(x): return 1",
-    "leaves a queue": "import ctypes\nctypes.CDLL(None).mq_open(b'/left', 0o102, 0o666, None)\ndef f(x): return 1",
-    "leaves a socket": "import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0mft-eval-left')\ns.listen()\n"
-    "def f(x): return 1",
-    "leaves a file everywhere": "import os\nfor place in ('/tmp', '/dev/shm', '/var/tmp', '/run', '/'):\n"
-    "    try: open(place + '/left', 'w').close()\n    except OSError: pass\ndef f(x): return 1",
-    "leaves a daemon": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(99)\n"
-    "    os._exit(0)\ndef f(x): return 1",
-}
 CPP = "int main() {\n    assert(twice(2) == 4);\n    assert(twice(-1) == -2);\n}\n"
 JAVASCRIPT = (
     "const assert = require('node:assert');\nassert.deepEqual(twice(2), 4);\nconsole.assert(twice(-1) === -2);\n"
@@ -110,7 +104,8 @@ def others(name):
 
 
 FAMILIES = runpy.run_path(str(Path(__file__).with_name("test_eval_hostile_families.py")))
-# Each program has its turn as one of the users; with this variable, as both.
+LEAVING = FAMILIES["LEAVING"]
+# With this variable every program is run as both users; else some of them, each as one.
 IS_WHOLE = bool(os.environ.get("MFT_EVAL_WHOLE_SWEEP"))
 
 
@@ -215,11 +210,42 @@ def is_text(program):
     return True
 
 
-def turn(user, hostile):
+# These have no other test: in the short form too each is run.
+KEPT = {
+    **{language: set(table[2]) for language, table in COMPILED.items()},
+    **{language: set(verdicts) for language, verdicts in EXACT.items()},
+}
+
+
+def turn(user, kind, hostile):
     """The programs that are run as this user."""
-    if IS_WHOLE or os.geteuid() != 0:
+    if IS_WHOLE:
         return hostile
-    return dict(list(hostile.items())[USERS.index(user) :: len(USERS)])
+    kept = KEPT.get(kind, WAITING | LEAVING.keys())
+    alone = [name for name in hostile if name in kept]
+    # Of the families every fourth; of two moments that a deed has, one.
+    more = [name for name in hostile if name not in kept]
+    shares = [{*alone[place::2], *more[3 * place :: 4]} for place in range(len(USERS))]
+    # Where nobody is root, the other has both.
+    chosen = shares[USERS.index(user)] if os.geteuid() == 0 else set().union(*shares)
+    return {name: program for name, program in hostile.items() if name in chosen}
+
+
+@pytest.mark.skipif(IS_WHOLE or os.geteuid() != 0, reason="all of them are run as one user")
+def test_every_kind_and_family_has_its_turn():
+    for kind, (_, _, hostile) in tables().items():
+        root, ordinary = (turn(user, kind, hostile) for user in USERS)
+        assert root.keys() & ordinary.keys() == set()
+        assert KEPT.get(kind, WAITING & hostile.keys()) <= root.keys() | ordinary.keys()
+        for chosen in (root, ordinary):
+            assert len(chosen) >= min(len(hostile) // 5, 20)
+        # A deed is done in one of its moments at least.
+        deeds = {"cpp": "CPP_DEEDS", "javascript": "JAVASCRIPT_DEEDS", "java": "JAVA_DEEDS"}.get(kind)
+        for deed in FAMILIES[deeds] if deeds else ():
+            assert [name for name in root | ordinary if name.startswith(f"{deed} ")]
+        if kind in ("outside", "inside", "stdin of functions"):
+            for chosen in (root, ordinary):
+                assert len([name for name in chosen if name.startswith("calls ")]) >= 8
 
 
 def test_there_are_eighty_of_every_kind_and_twenty_of_others():
@@ -278,10 +304,18 @@ def left_behind():
     return files | memory | sockets
 
 
-def score(command, folder, out, *options):
+def score(command, folder, *options):
+    """The problems of the results, and the seconds of each sample."""
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    out.chmod(0o777)
     arguments = [folder / "problems.jsonl", folder / "generations.jsonl", "-", "--timings", out / "timings.jsonl"]
     arguments += ["--overwrite", "--memory-mb", "1024", *options]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    for _ in range(NUM_TRIES):
+        done = subprocess.run([*command, "score", *arguments], capture_output=True, text=True)
+        # A reference may run out of time on a busy machine.
+        if done.returncode == 0 or "timeout" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
     return json.loads(done.stdout)["problems"], {(t["problem_id"], t["sample_index"]): t["seconds"] for t in timings}
@@ -294,46 +328,70 @@ def sweep():
     before, running = left_behind(), children()
     yield
     deadline = time.monotonic() + 10
-    while (children() - running) and time.monotonic() < deadline:
+    # What another run on this machine has made goes by itself.
+    while ((children() - running) or not left_behind() <= before) and time.monotonic() < deadline:
         time.sleep(0.1)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     assert not children() - running
     assert left_behind() <= before
 
 
-def check(problems, seconds, named, made):
-    faults = []
-    for problem in problems:
-        problem_id, record = problem["problem_id"], made[problem["problem_id"]][0]
-        deadline = record.get("timeout_seconds", 10) * problem["time_factor"] * max(1, len(record.get("cases", ())))
-        for name, sample in zip(named[problem_id], problem["samples"], strict=True):
-            told = (problem_id, name, sample["verdict"], sample["detail"])
-            is_passed = sample["verdict"] == "passed"
-            if name is None and not is_passed:
-                faults.append(("a right program", *told))
-            elif name is not None and is_passed and not (sample["untrusted"] and name in FORGED.get(problem_id, ())):
-                faults.append(("passed", *told))
-            elif sample["verdict"] == "harness-error":
-                faults.append(("no verdict", *told))
-            if name in EXACT.get(problem_id, {}) and sample["verdict"] not in (EXACT[problem_id][name], "timeout"):
-                faults.append(("another verdict", *told))
-            # A right program is the first of its language, and may wait for its compiler.
-            if name is not None and seconds[problem_id, sample["sample_index"]] > deadline + LATE_SECONDS:
-                faults.append(("late", *told))
-    assert not faults, "\n".join(map(str, faults))
+def faults_of(problem, seconds, names, record):
+    """What is wrong with a problem's samples, with their names: for certain, and what a busy machine may have done."""
+    certain, doubtful = [], []
+    cases = max(1, len(record.get("cases", ())))
+    deadline = record.get("timeout_seconds", 10) * problem["time_factor"] * cases
+    exact = EXACT.get(problem["problem_id"], {})
+    for name, sample in zip(names, problem["samples"], strict=True):
+        verdict, detail = sample["verdict"], sample["detail"]
+        told = (name, problem["problem_id"], verdict, detail)
+        is_building = detail in ("does not compile", "while it was built")
+        last = BUILD_SECONDS if is_building else deadline
+        if verdict == "harness-error":
+            doubtful.append(("no verdict", *told))
+        elif name is None and verdict != "passed":
+            (doubtful if verdict == "timeout" else certain).append(("a right program", *told))
+        elif name is not None and verdict == "passed":
+            if not (sample["untrusted"] and name in FORGED.get(problem["problem_id"], ())):
+                certain.append(("passed", *told))
+        elif name in exact and verdict not in (exact[name], "timeout"):
+            certain.append(("another verdict", *told))
+        if seconds[problem["problem_id"], sample["sample_index"]] > last + LATE_SECONDS:
+            doubtful.append(("late", *told))
+    return certain, doubtful
+
+
+def check(command, folder, made, *options):
+    """Nothing is wrong with any of them; what may be the machine's fault is tried again, by itself."""
+    for _ in range(NUM_TRIES):
+        named = write(folder, made)
+        problems, seconds = score(command, folder, *options)
+        again, told = {}, []
+        for problem in problems:
+            problem_id = problem["problem_id"]
+            record, right, hostile = made[problem_id]
+            certain, doubtful = faults_of(problem, seconds, named[problem_id], record)
+            assert not certain, "\n".join(map(str, certain))
+            if doubtful:
+                names = {name for _, name, *_ in doubtful} - {None} or {next(iter(hostile))}
+                again[problem_id] = (record, right, {name: hostile[name] for name in names})
+                told += doubtful
+        if not again:
+            return
+        made, options = again, (*options, "--workers", "1")
+    pytest.fail("\n".join(map(str, told)))
+
+
+def command_of(user, ordinary_user):
+    return [*(ordinary_user if user == "ordinary" else []), Path(sys.executable).parent / "mft-eval"]
 
 
 @pytest.mark.parametrize("user", USERS)
 def test_nothing_hostile_gets_through_in_any_kind(tmp_path, sweep, ordinary_user, user):
     if user == "root" and os.geteuid() != 0:
         pytest.skip("nobody is root here")
-    made = {kind: (record, right, turn(user, hostile)) for kind, (record, right, hostile) in tables().items()}
-    named = write(tmp_path, made)
-    out = tmp_path / "out"
-    out.mkdir()
-    out.chmod(0o777)
-    command = [*(ordinary_user if user == "ordinary" else []), Path(sys.executable).parent / "mft-eval", "score"]
-    check(*score(command, tmp_path, out), named, made)
+    made = {kind: (record, right, turn(user, kind, hostile)) for kind, (record, right, hostile) in tables().items()}
+    check(command_of(user, ordinary_user), tmp_path, made)
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -352,10 +410,5 @@ def test_no_hostile_unit_tests_get_through(tmp_path, sweep, ordinary_user, user)
         "test": units["OWN"],
         "timeout_seconds": SECONDS,
     }
-    made = {"clamp": (record, wrap(units["OWN"]), turn(user, hostile))}
-    named = write(tmp_path, made)
-    out = tmp_path / "out"
-    out.mkdir()
-    out.chmod(0o777)
-    command = [*(ordinary_user if user == "ordinary" else []), Path(sys.executable).parent / "mft-eval", "score"]
-    check(*score(command, tmp_path, out, "--kind", "tests"), named, made)
+    made = {"clamp": (record, wrap(units["OWN"]), turn(user, "clamp", hostile))}
+    check(command_of(user, ordinary_user), tmp_path, made, "--kind", "tests")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -132,6 +133,32 @@ def test_a_bug_that_the_source_brings_is_the_one_to_repair(tmp_path):
     }
     problems.write_text(json.dumps(record) + "\n")
     assert "return -x" in run("problems", problems, "--kind", "fix").stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+def test_a_bug_in_another_language_is_shown_and_its_repair_scored(tmp_path):
+    """HumanEvalPack's shape, which has the fields of HumanEval's and of HumanEval-X's."""
+    problems = tmp_path / "pack.jsonl"
+    head = "#include<math.h>\nfloat part(float number){\n"
+    record = {
+        "task_id": "CPP/2",
+        "prompt": f"/* The decimal part. */\n{head}",
+        "declaration": head,
+        "entry_point": "part",
+        "canonical_solution": "    return number - int(number);\n}\n",
+        "buggy_solution": "    return number + int(number);\n}\n",
+        "test": "#undef NDEBUG\n#include<assert.h>\nint main(){\n    assert (part(3.5) == 0.5);\n}\n",
+    }
+    problems.write_text(json.dumps(record) + "\n")
+    (line,) = run("problems", problems, "--kind", "fix").stdout.splitlines()
+    shown = json.loads(line)["messages"][0]["content"]
+    assert shown.startswith("This C++ code has a bug.")
+    wrong = shown.partition("```cpp\n")[2].removesuffix("```")
+    assert "return number + int(number)" in wrong
+    repaired = wrong.replace("number +", "number -")
+    answers = generations([("CPP/2", 0, f"```cpp\n{wrong}```"), ("CPP/2", 1, f"```cpp\n{repaired}```")])
+    results = json.loads(run("score", problems, "-", stdin=answers).stdout)
+    assert [sample["verdict"] for sample in results["problems"][0]["samples"]] == ["wrong", "passed"]
 
 
 def test_what_cannot_be_made_into_a_kind_is_one_clear_error(tmp_path):

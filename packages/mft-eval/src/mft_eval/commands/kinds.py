@@ -14,10 +14,10 @@ from mft_eval.problems.infilling import infilling_problem
 from mft_eval.problems.problem import Problem
 from mft_eval.problems.reading import read_problems
 from mft_eval.problems.task_kind import TaskKind
-from mft_eval.problems.translation import humaneval_number, translation_problem
+from mft_eval.problems.translation import LANGUAGE_TITLES, humaneval_number, translation_problem
 from mft_eval.problems.unit_tests import LEAST_MUTANTS, MOST_MUTANTS, unit_test_problem
 
-_REPAIR = "This Python code has a bug. Answer with the whole of the corrected code in one fenced Python block."
+_REPAIR = "This {0} code has a bug. Answer with the whole of the corrected code in one fenced {0} block."
 
 
 def read_kind(name: str, explanations: str | None) -> TaskKind:
@@ -86,5 +86,6 @@ def _mutants(
 
 
 def _repair(problem: Problem, buggy: str) -> Problem:
-    shown = ast.unparse(ast.parse(buggy))
-    return replace(problem, messages=user_message(f"{_REPAIR}\n\n```python\n{shown}\n```"), prompt_code="")
+    shown = ast.unparse(ast.parse(buggy)) if problem.language == "python" else buggy.strip()
+    ask = _REPAIR.format(LANGUAGE_TITLES[problem.language])
+    return replace(problem, messages=user_message(f"{ask}\n\n```{problem.language}\n{shown}\n```"), prompt_code="")

@@ -1,6 +1,7 @@
 """Problems in other languages than Python: MultiPL-E's and HumanEval-X's shapes."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from mft_eval.errors import EvalError
@@ -11,7 +12,7 @@ from mft_eval.problems.problem import Problem
 from mft_eval.problems.translation import LANGUAGE_TITLES
 
 _MULTIPLE = {"cpp": "cpp", "js": "javascript", "java": "java", "rs": "rust", "go": "go", "go_test.go": "go"}
-_HUMANEVAL_X = {"CPP": "cpp", "JavaScript": "javascript", "Java": "java", "Rust": "rust", "Go": "go"}
+HUMANEVAL_X = {"CPP": "cpp", "JavaScript": "javascript", "Java": "java", "Rust": "rust", "Go": "go"}
 # HumanEval-X names crates that a machine without a registry has not; hardly a program uses them.
 _CRATES = re.compile(r"^[ \t]*use\s+(?:rand|regex|md5)\b[^;]*;", re.MULTILINE)
 # Nor has it the tuples that MultiPL-E's Java imports; the pair is all that its problems use of them.
@@ -55,14 +56,15 @@ def multiple_problem(record: dict[str, Any], where: str) -> Problem:
 
 
 def humaneval_x_problem(record: dict[str, Any], where: str) -> Problem:
-    """HumanEval-X's shape: a prompt to continue, a solution and a test that follows."""
+    """HumanEval-X's shape: a prompt to continue, a solution and a test that follows; in HumanEvalPack a bug."""
     name = task_id(record, where)
-    language = _language(name.partition("/")[0], _HUMANEVAL_X, where)
+    language = _language(name.partition("/")[0], HUMANEVAL_X, where)
     prompt = text(record, "prompt", where)
     reference = prompt + text(record, "canonical_solution", where)
+    buggy = prompt + text(record, "buggy_solution", where) if "buggy_solution" in record else ""
     # Go's tests come with imports in a field of their own.
     test = text(record, "test_setup", where, "") + text(record, "test", where)
-    return _problem(name, language, prompt, test, reference, where)
+    return replace(_problem(name, language, prompt, test, reference, where), buggy=buggy)
 
 
 def _language(name: str, known: dict[str, str], where: str) -> str:

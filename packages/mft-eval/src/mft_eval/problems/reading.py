@@ -13,18 +13,27 @@ from typing import Any
 
 from mft_eval.errors import EvalError
 from mft_eval.problems.contest_shapes import apps_problem, livecodebench_problem
-from mft_eval.problems.language_shapes import humaneval_x_problem, multiple_problem
+from mft_eval.problems.fields import task_id
+from mft_eval.problems.language_shapes import HUMANEVAL_X, humaneval_x_problem, multiple_problem
 from mft_eval.problems.own_shape import own_problem
 from mft_eval.problems.problem import Problem, ProblemSet, PythonTest, parsed
 from mft_eval.problems.python_shapes import evalplus_problem, humaneval_problem, mbpp_problem
 from mft_eval.problems.sql_shapes import sql_create_context_problem
 
 NAMES = ("humaneval",)
+
+
+def _any_humaneval(record: dict[str, Any], where: str) -> Problem:
+    """HumanEval's shape; HumanEvalPack has it in the languages of HumanEval-X too."""
+    is_other = "declaration" in record and task_id(record, where).partition("/")[0] in HUMANEVAL_X
+    return humaneval_x_problem(record, where) if is_other else humaneval_problem(record, where)
+
+
 _Reader = Callable[[dict[str, Any], str], Problem]
 # The fields that tell a shape, the first that fits; and its reader.
 _SHAPES: tuple[tuple[str, frozenset[str], _Reader], ...] = (
     ("EvalPlus's", frozenset(("task_id", "canonical_solution", "base_input", "plus_input")), evalplus_problem),
-    ("HumanEval's", frozenset(("task_id", "prompt", "entry_point", "test", "canonical_solution")), humaneval_problem),
+    ("HumanEval's", frozenset(("task_id", "prompt", "entry_point", "test", "canonical_solution")), _any_humaneval),
     (
         "HumanEval-X's",
         frozenset(("task_id", "prompt", "declaration", "canonical_solution", "test")),

@@ -114,6 +114,9 @@ CPP = "#include <vector>\nusing namespace std;\n// Doubles.\nint f(int x) {\n"
         "    if (x) { return 2 * x; }\n    return 0;\n}\n```\nThat is all.",
         "```cpp\n    if (x) { return 2 * x; }\n    return 0;\n}\n```",
         "So:\n```cpp\nint f(int x) {\n    if (x) { return 2 * x; }\n    return 0;\n}\n```\n",
+        "int f(int x) {\n    if (x) { return 2 * x; }\n    return 0;\n}\n",
+        "So:\n\n#include <vector>\nint f(int x) {\n    if (x) { return 2 * x; }\n    return 0;\n}\n\nThat is all.",
+        "    if (x) { return 2 * x; }\n    return 0;\n}\n\nint f(int x) {\n    return 1;\n}\n",
         "<think>int f</think>```\n#include <vector>\nint f(int x) {\n    if (x) { return 2 * x; }\n"
         "    return 0;\n}\n```\n",
     ],
@@ -123,3 +126,29 @@ def test_source_with_braces_is_whole(answer):
     code = program.replace(CPP, "").replace("#include <vector>\n", "").replace("using namespace std;\n", "")
     assert code.replace("int f(int x) {\n", "") == "    if (x) { return 2 * x; }\n    return 0;\n}\n"
     assert program.count("#include <vector>") == 1
+
+
+# Prompt -> the whole of it written again, with what it lacks.
+PROMPTS = {
+    "const f = (x) => {\n": "const f = (x) => {\n  return 2 * x;\n}\n",
+    "/* f doubles. */\nconst f = (x) => {\n": (
+        "const f = (x) => {\n  return [1].map((y) => {\n    return f(y);\n  });\n};\n"
+    ),
+    "class S {\n    public static int f(int x) {\n": (
+        "class S {\n    public static int f(int x) {\n        return 2;\n    }\n}\n"
+    ),
+    "fn f(x: i32) -> i32 {\n": "fn g(x: i32) -> i32 {\n    x\n}\n\nfn f(x: i32) -> i32 {\n    2 * g(x)\n}\n",
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_head_that_is_written_again_without_a_fence_is_not_nested(prompt):
+    answer = PROMPTS[prompt]
+    assert extract_source(answer, "f", prompt) == answer
+    assert extract_source(f"Sure, f is easy:\n\n{answer}\nThat is all.", "f", prompt) == answer
+    assert extract_source(f"Sure, f is easy:\n{answer}", "f", prompt) == answer
+
+
+def test_a_body_without_indents_goes_on_from_the_prompt():
+    body = "if (f(x - 1)) {\nreturn 1;\n}\nreturn 0;\n}\n"
+    assert extract_source(body, "f", CPP) == CPP + body

@@ -2,9 +2,9 @@
 
 import click
 
-from mft_eval.command_line.options import EXPLANATIONS, FAIL_UNDER, ISOLATION, KIND, WORKERS
-from mft_eval.command_line.output import fail_under, write_json, write_stdout
-from mft_eval.command_line.parameter_types import CommaSeparatedCounts, Part
+from mft_eval.command_line.options import EXPLANATIONS, FAIL_UNDER, ISOLATION, KIND, MEMORY, TIMEOUT, WORKERS
+from mft_eval.command_line.output import fail_under, write_answer, write_stdout
+from mft_eval.command_line.parameter_types import COUNTS, PART
 from mft_eval.errors import EvalError
 
 
@@ -42,18 +42,18 @@ def problems(problems: str, style: str, kind: str, explanations: str | None, wor
 @click.option(
     "--k",
     "ks",
-    type=CommaSeparatedCounts(),
+    type=COUNTS,
     help="The k of pass@k, such as 1,10; by default those of 1,10,100 that fit.",
 )
-@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that a program may take.")
-@click.option("--memory-mb", type=click.IntRange(64, 65536), default=1024, help="MiB that a program may use.")
+@TIMEOUT
+@MEMORY
 @WORKERS
 @KIND
 @EXPLANATIONS
 @ISOLATION
 @click.option("--partial", is_flag=True, help="Leave problems without a generation out of the mean.")
 @click.option("--allow-broken", is_flag=True, help="Leave problems whose own reference fails out of the mean.")
-@click.option("--part", type=Part(), default="1/1", help="Which part of the problems to judge, such as 2/4.")
+@click.option("--part", type=PART, default="1/1", help="Which part of the problems to judge, such as 2/4.")
 @click.option("--timings", metavar="FILE", help="Write the seconds of every sample to a JSONL FILE.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of OUT.")
@@ -102,7 +102,7 @@ def score(
         results, run = score_generations(problems, generations, out, options, pool)
     if timings is not None:
         write_file(encode_timings(run), timings)
-    write_json(encode_json(results), out)
+    write_answer(encode_json(results), out)
     run.finish()
     click.echo(summary(results), err=True, nl=False)
     fail_under(results, floors)
@@ -113,8 +113,8 @@ def score(
 @click.argument("generations", metavar="GENERATIONS")
 @click.argument("problem_id", metavar="PROBLEM")
 @click.argument("sample_index", metavar="SAMPLE", type=click.IntRange(0))
-@click.option("--timeout", type=click.FloatRange(0.1, 3600), default=10.0, help="Seconds that the program may take.")
-@click.option("--memory-mb", type=click.IntRange(64, 65536), default=1024, help="MiB that the program may use.")
+@TIMEOUT
+@MEMORY
 @KIND
 @EXPLANATIONS
 @ISOLATION

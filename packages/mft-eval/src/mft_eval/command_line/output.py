@@ -24,8 +24,8 @@ def fail_under(results: dict[str, Any], floors: tuple[tuple[str, float], ...]) -
         sys.exit(_UNDER_FLOOR)
 
 
-def write_json(content: bytes, out: str) -> None:
-    """Writes a JSON file and its path to stdout; itself where `out` is -."""
+def write_answer(content: bytes, out: str) -> None:
+    """Writes a file and its path to stdout; the content itself where `out` is -."""
     from mft_eval.scoring.artifact import write_file
 
     if out == "-":

@@ -2,8 +2,13 @@
 
 import click
 
-from mft_eval.command_line.options import EXPLANATIONS, FAIL_UNDER, ISOLATION, WORKERS
-from mft_eval.command_line.output import fail_under, write_json, write_stdout
+from mft_eval.command_line.options import EXPLANATIONS, FAIL_UNDER, ISOLATION, TABLE_FORMAT, WORKERS
+from mft_eval.command_line.output import fail_under, write_answer, write_stdout
+
+
+def _check_different(paths: tuple[str, ...], what: str) -> None:
+    if len(set(paths)) < len(paths):
+        raise click.UsageError(f"a {what} file is there twice.")
 
 
 @click.command()
@@ -20,14 +25,14 @@ def join(parts: tuple[str, ...], out: str, overwrite: bool) -> None:
 
     check_output(out, overwrite=overwrite)
     results = join_parts(parts)
-    write_json(encode_json(results), out)
+    write_answer(encode_json(results), out)
     click.echo(summary(results), err=True, nl=False)
 
 
 @click.command()
 @click.argument("results", metavar="RESULTS...", nargs=-1, required=True)
 @click.option("--k", type=click.IntRange(1), default=1, help="The k of pass@k.")
-@click.option("--format", "style", type=click.Choice(["table", "markdown", "json"]), default="table", help="Of stdout.")
+@TABLE_FORMAT
 def compare(results: tuple[str, ...], k: int, style: str) -> None:
     """Compare models with the first, paired by problem."""
     from mft_eval.commands.compare import compare as compare_results
@@ -36,8 +41,7 @@ def compare(results: tuple[str, ...], k: int, style: str) -> None:
 
     if len(results) < 2:
         raise click.UsageError("give at least two results files.")
-    if len(set(results)) < len(results):
-        raise click.UsageError("a results file is there twice.")
+    _check_different(results, "results")
     compared = compare_results(results, k)
     write_stdout(encode_json(compared) if style == "json" else show_comparison(compared, style).encode())
 
@@ -84,17 +88,12 @@ def report(
 ) -> None:
     """Write a page that shows RESULTS and every problem."""
     from mft_eval.commands.report import report as make_report
-    from mft_eval.scoring.artifact import check_output, write_file
+    from mft_eval.scoring.artifact import check_output
 
-    if len(set(results)) < len(results):
-        raise click.UsageError("a results file is there twice.")
+    _check_different(results, "results")
     check_output(out, overwrite=overwrite)
     page = make_report(results, problems, generations, explanations, workers, isolation).encode("utf-8", "replace")
-    if out == "-":
-        write_stdout(page)
-    else:
-        write_file(page, out)
-        write_stdout(f"{out}\n".encode())
+    write_answer(page, out)
 
 
 @click.command()
@@ -115,7 +114,7 @@ def convert(problems: str, generations: str, target: str) -> None:
 @click.command()
 @click.argument("references", metavar="REFERENCES")
 @click.argument("generations", metavar="GENERATIONS...", nargs=-1, required=True)
-@click.option("--format", "style", type=click.Choice(["table", "markdown", "json"]), default="table", help="Of stdout.")
+@TABLE_FORMAT
 def text(references: str, generations: tuple[str, ...], style: str) -> None:
     """Score texts by chrF, BLEU and exact match.
 
@@ -123,7 +122,6 @@ def text(references: str, generations: tuple[str, ...], style: str) -> None:
     from mft_eval.commands.text import score_texts, show_texts
     from mft_eval.scoring.artifact import encode_json
 
-    if len(set(generations)) < len(generations):
-        raise click.UsageError("a generations file is there twice.")
+    _check_different(generations, "generations")
     scored = score_texts(references, generations)
     write_stdout(encode_json(scored) if style == "json" else show_texts(scored, style).encode())

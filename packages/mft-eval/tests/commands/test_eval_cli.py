@@ -174,6 +174,22 @@ def test_k_is_at_most_the_smallest_number_of_samples(files):
     assert run("score", problems, generations, out, "--k", "one").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong", "told"),
+    [
+        ("--k", "a,2", "a list of positive integers such as 1,10"),
+        ("--part", "3/2", "a part such as 2/4"),
+        ("--part", "1", "a part such as 2/4"),
+        ("--fail-under", "pass@1=x", "a floor such as pass@1=0.30"),
+        ("--fail-under", "pass@1=1.1", "a floor such as pass@1=0.30"),
+        ("--fail-under", "score=0.5", "a floor such as pass@1=0.30"),
+    ],
+)
+def test_a_wrong_option_is_told_with_an_example(option, wrong, told):
+    result = run("score", "humaneval", "-", option, wrong)
+    assert (result.exit_code, f'"{wrong}" is not {told}' in result.stderr) == (2, True)
+
+
 def test_one_problem_is_not_called_problems(tmp_path):
     problems, generations = tmp_path / "p.jsonl", tmp_path / "g.jsonl"
     broken = problem(1, reference=WRONG)

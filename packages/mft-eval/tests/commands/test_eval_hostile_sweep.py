@@ -231,7 +231,7 @@ def turn(user, kind, hostile):
     return {name: program for name, program in hostile.items() if name in chosen}
 
 
-@pytest.mark.skipif(IS_WHOLE or os.geteuid() != 0, reason="all of them are run as one user")
+@pytest.mark.skipif(IS_WHOLE or os.geteuid() != 0, reason="every program is run")
 def test_every_kind_and_family_has_its_turn():
     for kind, (_, _, hostile) in tables().items():
         root, ordinary = (turn(user, kind, hostile) for user in USERS)

@@ -181,6 +181,29 @@ def test_results_are_shown_in_every_format(scored):
     assert json.loads(run("show", results, "--format", "json").stdout) == json.loads(results.read_text())
 
 
+def test_contamination_of_the_training_data_stands_beside_the_scores(tmp_path, scored):
+    results = scored("a", [[RIGHT]] * NUM_PROBLEMS)
+    sha256 = json.loads(results.read_text())["problems_source"]["sha256"]
+
+    def shown(**manifest):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        return run("show", results, "--dataset", tmp_path)
+
+    tasks = [{"conversations": {"contaminated": number}} for number in (2, 0, 1)]
+    manifest = {"format_version": "1", "tasks": tasks, "contaminated": "drop"}
+    dropped = shown(decontaminated=[{"file": "p.jsonl", "sha256": sha256}], **manifest).stdout
+    assert dropped.startswith(
+        "contamination: 3 conversations that shared ten words in a row with a problem were left out"
+    )
+    assert "contamination: not known" in shown(decontaminated=[], **manifest).stdout
+    other = shown(format_version="7")
+    assert (other.exit_code, other.stderr.count("\n")) == (1, 1)
+    (tmp_path / "manifest.json").unlink()
+    missing = run("show", results, "--dataset", tmp_path)
+    assert (missing.exit_code, "cannot read the dataset" in missing.stderr) == (1, True)
+    assert run("show", results, "--dataset", tmp_path, "--format", "junit").exit_code == 2
+
+
 def test_what_is_no_results_file_is_one_clear_error(tmp_path):
     for content, message in (("{", "not a results file"), ("{}", "not a results file"), (None, "cannot read")):
         path = tmp_path / "r.json"

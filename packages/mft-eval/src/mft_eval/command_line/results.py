@@ -51,14 +51,19 @@ def compare(results: tuple[str, ...], k: int, style: str) -> None:
 @click.option(
     "--format", "style", type=click.Choice(["table", "markdown", "junit", "json"]), default="table", help="Of stdout."
 )
+@click.option(
+    "--dataset", metavar="DIR", help="What the model was trained on, as mft-data writes it: for its contamination."
+)
 @FAIL_UNDER
-def show(results: str, style: str, floors: tuple[tuple[str, float], ...]) -> None:
+def show(results: str, style: str, dataset: str | None, floors: tuple[tuple[str, float], ...]) -> None:
     """Show scores by tag, verdicts and what did not pass."""
     from mft_eval.commands.show import show as show_results
     from mft_eval.scoring.reading import read_results
 
+    if dataset is not None and style not in ("table", "markdown"):
+        raise click.UsageError("--dataset goes with --format table or markdown.")
     read = read_results(results)
-    write_stdout(show_results(read, style).encode())
+    write_stdout(show_results(read, style, dataset).encode())
     fail_under(read, floors)
 
 

@@ -3,27 +3,42 @@
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+from mft_eval.commands.counted import counted, verb
 from mft_eval.commands.summary import isolation_notes
 from mft_eval.errors import EvalError
 from mft_eval.scoring.artifact import encode_json
+from mft_eval.scoring.contamination import num_contaminated
 from mft_eval.scoring.tables import TABLES
 
 FORMATS = ("table", "markdown", "junit", "json")
 
 
-def show(results: dict[str, Any], style: str) -> str:
-    """The results in one of `FORMATS`."""
+def show(results: dict[str, Any], style: str, dataset: str | None = None) -> str:
+    """The results in one of `FORMATS`; tables also say what is known of the training data in `dataset`."""
     if style == "json":
         return encode_json(results).decode()
-    return _junit(results) if style == "junit" else _tables(results, style)
+    return _junit(results) if style == "junit" else _tables(results, style, dataset)
 
 
-def _tables(results: dict[str, Any], style: str) -> str:
+def contamination_note(results: dict[str, Any], dataset: str) -> str:
+    """Whether the training data had words in common with the problems, as a line to stand beside the scores."""
+    found = num_contaminated(results, dataset)
+    if found is None:
+        return "contamination: not known, build the dataset with mft-data build --decontaminate and this problems file"
+    count, answer = found
+    shared = f"{counted(count, 'conversation')} that shared ten words in a row with a problem"
+    if answer == "drop":
+        return f"contamination: {shared} {verb(count, 'was', 'were')} left out of the training data"
+    return f"contamination: {shared} {verb(count, 'is', 'are')} in the training data"
+
+
+def _tables(results: dict[str, Any], style: str, dataset: str | None) -> str:
     names = list(results["pass_at_k"])
     bases = [("base tests alone", results["base"])] if results["base"] else []
     groups = [("all", results), *bases, *results["tags"].items()]
     rows = [[group, str(found["num_problems"]), *(_score(found, name) for name in names)] for group, found in groups]
-    notes = "".join(f"{note}\n\n" for note in isolation_notes(results))
+    told = isolation_notes(results) + ([contamination_note(results, dataset)] if dataset is not None else [])
+    notes = "".join(f"{note}\n\n" for note in told)
     text = notes + TABLES[style](["problems", "count", *names], rows)
     measures = [[name, f"{value:.4f}"] for name, value in results["measures"].items()]
     text += "\n" + TABLES[style](["beside", "mean"], measures) if measures else ""

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mft_eval.cli import main
+from mft_eval.commands.compare import shown_chance
 
 NUM_PROBLEMS = 7
 RIGHT, WRONG = "def f(x): return x * x", "def f(x): return x"
@@ -149,6 +150,15 @@ def test_models_are_compared_pair_by_pair(scored):
     found = json.loads(run("compare", weak, several, "--format", "json").stdout)["comparisons"][str(several)]
     assert (found["test"], round(found["difference"], 4)) == ("permutation", round(2 / 3 - 1 / 7, 4))
     assert run("compare", weak).exit_code == 2
+
+
+def test_no_chance_is_shown_as_nought():
+    assert [shown_chance(value) for value in (1.0, 0.00014, 0.0000999, 2e-17)] == [
+        "= 1.0000",
+        "= 0.0001",
+        "< 0.0001",
+        "< 0.0001",
+    ]
 
 
 def test_results_of_other_problems_are_not_compared(tmp_path, scored):

@@ -26,6 +26,11 @@ def compare(paths: tuple[str, ...], k: int) -> dict[str, Any]:
     return {"k": k, "models": models, "against": paths[0], "comparisons": comparisons}
 
 
+def shown_chance(p_value: float) -> str:
+    """What follows the letter p: its value to four digits, which is never nought."""
+    return "< 0.0001" if p_value < 0.0001 else f"= {p_value:.4f}"
+
+
 def show_comparison(compared: dict[str, Any], style: str) -> str:
     """The comparison as a table (a key of TABLES), then wins and losses."""
     name = f"pass@{compared['k']}"
@@ -38,7 +43,7 @@ def show_comparison(compared: dict[str, Any], style: str) -> str:
             rows.append([*row, "", "", "", ""])
         else:
             sign = f"{found['difference']:+.4f}"
-            p_value = f"{found['p_value']:.4f} ({found['test']})"
+            p_value = f"{shown_chance(found['p_value']).removeprefix('= ')} ({found['test']})"
             rows.append([*row, sign, p_value, str(len(found["wins"])), str(len(found["losses"]))])
     head = ["results", name, "95 % interval", "difference", "p", "wins", "losses"]
     text = TABLES[style](head, rows)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mft_eval.commands.compare import SIGNIFICANT, compare
+from mft_eval.commands.compare import SIGNIFICANT, compare, shown_chance
 from mft_eval.commands.counted import counted
 from mft_eval.commands.kinds import problems_of_kind, read_kind
 from mft_eval.commands.reproduce import tell
@@ -201,4 +201,5 @@ def _ends(interval: Mapping[str, Any]) -> dict[str, float]:
 
 def _difference(found: Mapping[str, Any]) -> str:
     word = "" if found["p_value"] < SIGNIFICANT else ", undecided"
-    return f"{found['difference']:+.4f}, p = {found['p_value']:.4f} ({found['test']}){word}"
+    chance = shown_chance(found["p_value"])
+    return f"{found['difference']:+.4f}, p {chance} ({found['test']}){word}"

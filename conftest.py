@@ -1,6 +1,11 @@
-"""Which tests the quick lane leaves out: those in the rooms that run whole commands, and those marked so themselves."""
+"""Which tests the quick lane leaves out: rooms that run whole commands, and tests marked so. How properties run."""
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no defect: an example of a property may take as long as it takes.
+settings.register_profile("patient", settings.default, deadline=None)
+settings.load_profile("patient")
 
 WHOLE_ROOMS = {"commands", "contract", "conversation", "engines", "execution", "judging", "running"}
 

@@ -88,7 +88,7 @@ def test_records_that_cannot_be(run, write_task):
         'write "system" (the roles are system, developer, human, user, bot, assistant, gpt, tool)'
     )
     assert build_error(run, "t", "out", "--max-rejects", "1") == (
-        'Error: more than 1 records were refused, the first: unknown role "sytem" in round 1, in t/part.jsonl line 2'
+        'Error: more than 1 record was refused, the first: unknown role "sytem" in round 1, in t/part.jsonl line 2'
     )
     assert "2 of at most 4 records were refused, more than 49.9 %, the first: unknown role" in build_error(
         run, "t", "out", "--max-rejects", "49.9%"

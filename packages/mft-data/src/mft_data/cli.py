@@ -262,6 +262,7 @@ def join_command(parts: tuple[Path, ...], out: str, max_rejects: Any, is_overwri
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write counts, audit and some rows as one page.",
 )
+@click.option("--overwrite", "is_overwrite", is_flag=True, help="Replace the FILE of --html.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(
     dataset_dir: Path,
@@ -270,6 +271,7 @@ def inspect_command(
     split: str,
     is_audit: bool,
     html_path: Path | None,
+    is_overwrite: bool,
     as_json: bool,
 ) -> None:
     """Show what DATASET holds, a row of it, or what may be wrong.
@@ -293,7 +295,7 @@ def inspect_command(
         elif html_path is not None:
             from mft_data.commands.inspect_page import write_page
 
-            write_page(dataset_dir, html_path)
+            write_page(dataset_dir, html_path, is_overwrite=is_overwrite)
             click.echo(html_path)
         else:
             click.echo(inspect_dataset.dataset_text(dataset_dir, as_json=as_json))

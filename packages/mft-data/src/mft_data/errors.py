@@ -1,4 +1,4 @@
-"""The two expected failures: one that ends the command, and one that refuses a single record."""
+"""The two expected failures, one that ends the command and one that refuses a single record, and counts in words."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ class RecordError(ValueError):
         super().__init__(reason)
         self.reason = reason
         self.fix = fix
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """The word that goes with a count: `one`, or the word for many, which is `one` with an s unless it is given."""
+    return one if count == 1 else many or f"{one}s"

@@ -1,5 +1,6 @@
 """What an audit finds is what was put into the records, and it is told by row; the page holds it all, by itself."""
 
+import os
 import re
 import shutil
 from collections import Counter
@@ -159,6 +160,25 @@ def test_a_page_that_cannot_be_written_is_one_line(dataset, tmp_path):
     folder = tmp_path / "none"
     assert error == f'Error: there is no folder "{folder}" for the page, make it, or write somewhere else\n'
     assert "one at a time" in run("inspect", dataset, "--audit", "--html", tmp_path / "x", exit_code=2).stderr
+
+
+def test_a_page_replaces_nothing_that_it_was_not_told_to(dataset, tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    path.write_text("notes")
+    error = run("inspect", dataset, "--html", path, exit_code=1).stderr
+    assert error == f'Error: "{path}" exists, use --overwrite or another name\n'
+    assert path.read_text() == "notes"
+    # What looks like the page on its way is another's all the same.
+    monkeypatch.setattr("secrets.token_hex", lambda _: "0")
+    (tmp_path / f".page.html.{os.getpid()}").write_text("notes")
+    (tmp_path / ".page.html.0").write_text("notes")
+    assert "File exists" in run("inspect", dataset, "--html", path, "--overwrite", exit_code=1).stderr
+    assert path.read_text() == "notes"
+    monkeypatch.undo()
+    run("inspect", dataset, "--html", path, "--overwrite")
+    assert "<html" in path.read_text()
+    beside = [entry.read_text() for entry in tmp_path.iterdir() if entry != path]
+    assert beside == ["notes", "notes"]
 
 
 def test_a_damaged_dataset_is_one_line(dataset, tmp_path):

@@ -242,7 +242,7 @@ def test_inspect_of_what_is_not_there(run, write_task, tmp_path):
     assert error("t") == 'Error: "t" is not a complete dataset (it has no manifest.json)\n'
     assert error("gone") == 'Error: "gone" is not a complete dataset (it has no manifest.json)\n'
     assert 'no task "u", in out, use one of t' in error("out", "--task", "u", "--row", "0")
-    assert 'task "t" has 1 train rows' in error("out", "--task", "t", "--row", "1")
+    assert 'task "t" has 1 train row, rows count from 0' in error("out", "--task", "t", "--row", "1")
     assert "has 0 validation rows" in error("out", "--task=t", "--row=0", "--split=validation")
     assert "--task and --row go together" in run("inspect", "out", "--row", "1", exit_code=2).stderr
     shard = tmp_path / "out" / "train" / "t" / "shard.00000.mds"
@@ -262,7 +262,7 @@ def test_inspect_of_what_is_not_there(run, write_task, tmp_path):
     manifest = orjson.loads(manifest_path.read_bytes())
     manifest["tasks"][0]["splits"]["train"]["conversations"] += 1
     manifest_path.write_bytes(orjson.dumps(manifest))
-    assert "the rows are damaged (1 conversations instead of the manifest's 2)" in error("out")
+    assert "the rows are damaged (1 conversation instead of the manifest's 2)" in error("out")
     manifest_path.write_text('{"format_version": "3"}')
     assert "format_version '3' is neither '1' nor '2'" in error("out")
     manifest_path.write_text("{")

@@ -32,6 +32,14 @@ def test_a_fresh_dataset_passes(built, options, helpers):
     assert result.stderr == f"{checked} as built: 3 tasks, {held}\n"
 
 
+def test_one_of_a_kind_is_no_plural(write_task, tokenizer_dir, tmp_path, helpers):
+    source = write_task("lone", [{"text": "x"}])
+    options = ("--tokenizer", tokenizer_dir, "--template", "mftcoder", "--validation", "0")
+    helpers.run("build", source, tmp_path / "dataset", *options)
+    held = "1 task, 1 conversation, 1 row, 3 tokens, 2 supervised tokens"
+    assert helpers.run("verify", tmp_path / "dataset").stderr == f"every byte is as built: {held}\n"
+
+
 @pytest.mark.parametrize("name", ["llama_metaspace", "added_beyond_vocab"])
 def test_a_dataset_of_another_tokenizer_passes(families, name, tmp_path, helpers):
     helpers.run("verify", helpers.build(tmp_path, families[name].tokenizer_dir))
@@ -177,7 +185,7 @@ def test_several_problems_are_a_line_each(dataset, helpers):
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_flipped_byte_goes_unnoticed(shared_copy, helpers, data):
     path = data.draw(st.sampled_from(helpers.verified_files(shared_copy)))
@@ -192,7 +200,7 @@ def test_no_flipped_byte_goes_unnoticed(shared_copy, helpers, data):
         path.write_bytes(whole)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_rows_that_pass_their_sums_but_make_no_sense_are_no_crash(shared_copy, helpers, data):
     """A flipped byte in a shard whose sums are made to fit, as by a faulty build; most such rows break a rule."""

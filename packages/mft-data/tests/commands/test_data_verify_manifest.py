@@ -49,7 +49,7 @@ def set_field(manifest, path, value):
     [
         (("tasks", 0, "task_id"), 1, 'the task_id of task "code" is not 0, in manifest.json'),
         (("tasks", 0, "conversations", "read"), 7, 'task "code" has 30 conversations in its splits, 6 were left of'),
-        (("tasks", 0, "conversations", "rejected"), 2, '1 rejects of task "code" are listed, the manifest says 2'),
+        (("tasks", 0, "conversations", "rejected"), 2, '1 reject of task "code" is listed, the manifest says 2'),
         (("columns", "input_ids"), "ndarray:uint32", 'the columns are not {"input_ids":"ndarray:uint16"'),
         (("max_token_id",), 70_000, "the manifest says max_token_id 70000, the tokenizer"),
         (("vocab_size",), 1, "the manifest says vocab_size 1, the tokenizer"),

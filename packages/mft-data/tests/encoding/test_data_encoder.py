@@ -44,7 +44,7 @@ plain_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 plain_contents = st.lists(st.sampled_from(FRAGMENTS) | plain_text, max_size=5).map("".join)
 contents = st.lists(st.sampled_from(FRAGMENTS + SPECIAL_LOOKALIKES) | plain_text, max_size=5).map("".join)
 # Long enough for a law, short enough for many examples.
-laws = settings(max_examples=60, deadline=None)
+laws = settings(max_examples=60)
 
 
 @st.composite

@@ -53,7 +53,7 @@ plain_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 plain_contents = st.lists(st.sampled_from(FRAGMENTS) | plain_text, max_size=5).map("".join)
 contents = st.lists(st.sampled_from(FRAGMENTS + SPECIALS) | plain_text, max_size=5).map("".join)
 # Each example draws one of the families, too.
-laws = settings(max_examples=15, deadline=None)
+laws = settings(max_examples=15)
 
 
 class Subject:

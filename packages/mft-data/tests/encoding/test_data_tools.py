@@ -69,7 +69,7 @@ def test_a_tool_conversation_is_what_a_client_renders(families, chosen, encode):
     assert parsed(template, tools=json.dumps([TOOL])).conversation == record.conversation
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=3), texts, texts)
 def test_ids_before_every_turn_of_a_tool_conversation_are_those_of_its_prompt(
     families, chosen, encode, steps, question, end

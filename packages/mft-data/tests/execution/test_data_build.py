@@ -234,7 +234,7 @@ def test_a_tokenizer_that_is_rebuilt_at_every_load_encodes_like_its_saved_copy(f
     assert "<unk>" in again.all_special_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(["mft", "mftcoder"]),
     markers=st.dictionaries(

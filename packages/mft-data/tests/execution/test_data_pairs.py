@@ -144,7 +144,7 @@ def test_a_shape_or_the_last_turn_can_be_asked_for():
 words = st.text(alphabet="ab\n é<|>", min_size=1, max_size=8).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(words, words), max_size=3), words, st.lists(words, min_size=2, max_size=2, unique=True))
 def test_both_sides_have_the_ids_of_the_prompt_at_inference(family, rounds, question, answers):
     history = [

@@ -153,7 +153,7 @@ def test_an_edit_that_changes_what_a_limit_keeps_is_noticed(run, tmp_path, helpe
     before, after = edited(tmp_path, records)
     (tmp_path / "t" / "a.jsonl").write_bytes(before)
     options = ("--workers", "1", "--limit", "1200", "--max-rejects")
-    assert "more than 1 records were refused" in run("build", "t", "out", *options, "1", exit_code=1).stderr
+    assert "more than 1 record was refused" in run("build", "t", "out", *options, "1", exit_code=1).stderr
     (tmp_path / "t" / "a.jsonl").write_bytes(after)
     again = ("build", "t", "out", *options, "2", "--resume")
     error = run(*again, exit_code=1).stderr

@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_data.errors import DataError
@@ -88,7 +88,6 @@ def respelled(draw, words):
     return "".join(draw(cases)(word) + draw(between) for word in words)
 
 
-@settings(deadline=None)
 @given(st.data(), words_of_problem, other_words, other_words)
 def test_a_problem_in_other_case_and_spacing_is_always_caught(tmp_path_factory, data, words, before, after):
     ngrams = ngrams_of(tmp_path_factory.mktemp("problems") / "p.jsonl", {"text": data.draw(respelled(words))})
@@ -98,7 +97,6 @@ def test_a_problem_in_other_case_and_spacing_is_always_caught(tmp_path_factory, 
     assert found.tolist() == [False, True, True, False]
 
 
-@settings(deadline=None)
 @given(words_of_problem, st.lists(other_words, min_size=1, max_size=6))
 def test_texts_of_other_words_never_are(tmp_path_factory, words, contents):
     ngrams = ngrams_of(tmp_path_factory.mktemp("problems") / "p.jsonl", {"text": " ".join(words)})

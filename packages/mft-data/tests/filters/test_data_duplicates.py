@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_data.filters.duplicates import MAX_SHARING, NUM_HASHES, Duplicates, NearIndex, band_keys, signatures
@@ -86,7 +86,6 @@ def test_exact_keeps_the_first_of_each(stream):
     assert flags("exact", stream) == [turns in stream[:place] for place, turns in enumerate(stream)]
 
 
-@settings(deadline=None)
 @given(some_conversations)
 def test_what_is_kept_has_no_duplicates(stream):
     for mode in ("exact", "near"):
@@ -94,21 +93,18 @@ def test_what_is_kept_has_no_duplicates(stream):
         assert not any(flags(mode, kept))
 
 
-@settings(deadline=None)
 @given(some_conversations)
 def test_every_exact_duplicate_is_a_near_one(stream):
     exact, near = flags("exact", stream), flags("near", stream)
     assert all(of_near for of_exact, of_near in zip(exact, near, strict=True) if of_exact)
 
 
-@settings(deadline=None)
 @given(some_conversations, st.lists(st.integers(0, 12), max_size=3).map(sorted))
 def test_batches_make_no_difference(stream, borders):
     for mode in ("exact", "near"):
         assert flags(mode, stream, [*borders, len(stream)]) == flags(mode, stream)
 
 
-@settings(deadline=None)
 @given(some_conversations)
 def test_a_near_duplicate_is_like_something_kept_before_it(stream):
     kept = []
@@ -119,7 +115,6 @@ def test_a_near_duplicate_is_like_something_kept_before_it(stream):
             kept.append(turns)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 299), st.text(st.characters(categories=["L", "N"]), min_size=1))
 def test_one_identifier_changed_in_a_long_text_is_near(place, name):
     left = conversation("Explain this.", " ".join(WORDS[:300]))
@@ -151,7 +146,6 @@ def test_signatures_estimate_the_similarity(similarity, size):
     assert abs(estimates.mean() - expected) < 6 * np.sqrt(expected * (1 - expected) / NUM_HASHES / 60) + 1e-9
 
 
-@settings(deadline=None)
 @given(some_conversations, st.data())
 def test_a_signature_does_not_depend_on_its_batch(stream, data):
     order = data.draw(st.permutations(range(len(stream))))

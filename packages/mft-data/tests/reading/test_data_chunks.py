@@ -15,7 +15,7 @@ from mft_data.reading.sources import Source, SourceFile
 from mft_data.reading.survey import survey_file
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=6).map(lambda line: line.replace(b"\n", b"")), max_size=12), st.data())
 def test_spans_hold_every_line_once_with_its_number(tmp_path_factory, lines, data):
     content = b"\n".join(lines)

@@ -8,7 +8,7 @@ import click
 import orjson
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mft_data.errors import DataError, RecordError
@@ -299,7 +299,6 @@ def test_lines_of_white_space_are_no_records_but_count_as_lines(write_task):
 lines_of_text = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")), max_size=20)
 
 
-@settings(deadline=None)
 @given(lines=lines_of_text, final_newline=st.booleans(), split=st.integers(0, 20))
 def test_compressed_files_have_the_lines_of_plain_ones(tmp_path_factory, lines, final_newline, split):
     folder = tmp_path_factory.mktemp("lines")

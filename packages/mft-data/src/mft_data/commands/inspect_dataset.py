@@ -14,7 +14,7 @@ from mft_data.display.length_histogram import format_bins, length_bins, length_p
 from mft_data.display.row_display import format_segment, readable_segment
 from mft_data.display.summary import split_summaries, summary_table
 from mft_data.encoding.tokenizer import open_tokenizer
-from mft_data.errors import DataError
+from mft_data.errors import DataError, plural
 from mft_data.rows.split import SPLITS
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def load_lengths(dataset_dir: Path, manifest: dict[str, Any]) -> Lengths:
             try:
                 found = read_segment_lengths(stream_dir)
                 if len(found) != expected:
-                    raise ShardError(f"{len(found)} conversations instead of the manifest's {expected}")
+                    raise ShardError(
+                        f"{len(found)} {plural(len(found), 'conversation')} instead of the manifest's {expected}"
+                    )
             except ShardError as error:
                 what = f"the rows are damaged ({error})"
                 raise DataError(what, where=str(stream_dir), fix="see what else `mft-data verify` finds") from error
@@ -119,7 +121,8 @@ def load_row(dataset_dir: Path, task_name: str, split: str, row: int) -> dict[st
         raise DataError(f'there is no task "{task_name}"', where=str(dataset_dir), fix=f"use one of {', '.join(tasks)}")
     num_rows = tasks[task_name]["splits"][split]["rows"]
     if row >= num_rows:
-        raise DataError(f'task "{task_name}" has {num_rows} {split} rows', fix="rows count from 0")
+        what = f'task "{task_name}" has {num_rows} {split} {plural(num_rows, "row")}'
+        raise DataError(what, fix="rows count from 0")
     sample = read_row(dataset_dir / split / task_name, row)
     tokenizer = open_tokenizer(dataset_dir / "tokenizer")
     ends = np.cumsum(sample["segment_lengths"])

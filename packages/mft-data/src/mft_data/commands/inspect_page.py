@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from mft_data.commands.audit_dataset import audit_dataset
@@ -21,8 +22,10 @@ MOST_FIRST_ROWS = 12
 MOST_ROWS_OF_A_CHECK = 5
 
 
-def write_page(dataset_dir: Path, path: Path) -> None:
+def write_page(dataset_dir: Path, path: Path, *, is_overwrite: bool) -> None:
     """Writes the page, whole or not at all; raises DataError or OSError."""
+    if path.exists() and not is_overwrite:
+        raise DataError(f'"{path}" exists', fix="use --overwrite or another name")
     if not path.parent.is_dir():
         raise DataError(f'there is no folder "{path.parent}" for the page', fix="make it, or write somewhere else")
     manifest = read_manifest(dataset_dir)
@@ -33,9 +36,11 @@ def write_page(dataset_dir: Path, path: Path) -> None:
         for (task, split, row), why in rows_to_show(manifest, audit).items()
     ]
     content = page(dataset_dir.resolve().name, manifest, blocks, audit, rows, MOST_FIRST_ROWS)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name that nobody else has: what lies beside the page is not ours to touch.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = unfinished.open("x", encoding="utf-8")
     try:
-        with unfinished.open("x", encoding="utf-8") as handle:
+        with handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())

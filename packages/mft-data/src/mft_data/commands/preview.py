@@ -11,7 +11,7 @@ from mft_data.display.row_display import format_segment, readable_segment
 from mft_data.encoding.choose_template import load_tokenizer_and_template
 from mft_data.encoding.encoder import make_encoder, make_tokenizer
 from mft_data.encoding.tokenizer import tokenizer_config
-from mft_data.errors import DataError, RecordError
+from mft_data.errors import DataError, RecordError, plural
 from mft_data.execution.plan import check_arguments
 from mft_data.reading.fetched import Fetched
 from mft_data.reading.lines import read_lines
@@ -80,7 +80,8 @@ def preview_source(
         num_tokens = sum(len(batch.input_ids) for batch in batches)
         for side, batch in zip(SIDES if len(batches) > 1 else ("",), batches, strict=True):
             heading = (
-                f"{where}{side and f', {side}'}: {len(batch.input_ids)} tokens, {batch.loss_mask.sum()} supervised"
+                f"{where}{side and f', {side}'}: {len(batch.input_ids)} {plural(len(batch.input_ids), 'token')}, "
+                f"{batch.loss_mask.sum()} supervised"
             )
             if num_tokens > seq_length:
                 heading += f", overlong by {num_tokens - seq_length}"

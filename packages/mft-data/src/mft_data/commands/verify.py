@@ -16,7 +16,7 @@ from mft_data.dataset.mds import mds_columns
 from mft_data.dataset.row_rules import RowLimits, broken_rules, read_rows
 from mft_data.dataset.shard_columns import ShardError, is_file_name, parse_index, parse_shard
 from mft_data.encoding.tokenizer import open_tokenizer, tokenizer_sha256
-from mft_data.errors import DataError
+from mft_data.errors import DataError, plural
 from mft_data.reading.sources import TASK_NAME, file_sha256
 from mft_data.rows.split import SPLITS
 
@@ -123,7 +123,8 @@ def manifest_problems(path: Path, manifest: dict[str, Any]) -> Iterator[DataErro
         left = records["read"] - sum(records[name] for name in dropped)
         written = sum(task["splits"][split]["conversations"] for split in SPLITS)
         if written != left:
-            what = f'task "{task["name"]}" has {written} conversations in its splits, {left} were left of its records'
+            has = f"{written} {plural(written, 'conversation')} in its splits"
+            what = f'task "{task["name"]}" has {has}, {left} {plural(left, "was", "were")} left of its records'
             yield DataError(what, where=str(path), fix=ANEW)
 
 
@@ -172,7 +173,8 @@ def reject_problems(path: Path, manifest: dict[str, Any]) -> Iterator[DataError]
     for task in manifest["tasks"]:
         listed, rejected = counts[task["name"]], task["conversations"]["rejected"]
         if listed != rejected:
-            what = f'{listed} rejects of task "{task["name"]}" are listed, the manifest says {rejected}'
+            rejects = f'{listed} {plural(listed, "reject")} of task "{task["name"]}"'
+            what = f"{rejects} {plural(listed, 'is', 'are')} listed, the manifest says {rejected}"
             yield DataError(what, where=str(path), fix=ANEW)
 
 
@@ -223,7 +225,7 @@ def stream_problems(
         for name in ("rows",) if is_quick else (*COUNTS, PAIRS):
             if found[name] != expected.get(name, 0):
                 stated = expected.get(name, 0)
-                what = f"the shards hold {found[name]} {name.replace('_', ' ')}, the manifest says {stated}"
+                what = f"the shards hold {held(found[name], name)}, the manifest says {stated}"
                 yield DataError(what, where=str(stream_dir), fix=ANEW)
 
 
@@ -233,7 +235,8 @@ def check_size(path: Path, entry: ShardEntry) -> None:
         raise DataError(f"{path.name} is missing", where=str(path.parent), fix=COPY)
     num_bytes = path.stat().st_size
     if num_bytes != entry.num_bytes:
-        raise DataError(f"the shard has {num_bytes} bytes, its index says {entry.num_bytes}", where=str(path), fix=COPY)
+        what = f"the shard has {num_bytes} {plural(num_bytes, 'byte')}, its index says {entry.num_bytes}"
+        raise DataError(what, where=str(path), fix=COPY)
 
 
 def load_rows(path: Path, entry: ShardEntry, columns: dict[str, str]) -> Rows:
@@ -297,5 +300,12 @@ def describe(manifest: dict[str, Any], is_quick: bool) -> str:
         for name in (*COUNTS, PAIRS)
     }
     checked = "sizes and counts are" if is_quick else "every byte is"
-    held = ", ".join(f"{total:,} {name.replace('_', ' ')}" for name, total in totals.items() if total or name != PAIRS)
-    return f"{checked} as built: {len(manifest['tasks'])} tasks, {held}"
+    counts = {"tasks": len(manifest["tasks"]), **totals}
+    return f"{checked} as built: " + ", ".join(
+        held(count, name) for name, count in counts.items() if count or name != PAIRS
+    )
+
+
+def held(count: int, name: str) -> str:
+    """One of COUNTS, or of PAIRS, in words."""
+    return f"{count:,} {plural(count, name.removesuffix('s').replace('_', ' '))}"

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mft_data.display.row_display import CONTROL_PICTURES
+from mft_data.errors import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ def format_audit(audit: Audit) -> str:
     """Everything that was looked for, found or not; examples are for `inspect --task T --row N`."""
     total = sum(audit.num_conversations.values())
     num_tasks = len(audit.num_conversations)
-    heading = f"{total:,} conversations of {num_tasks:,} task{'s' * (num_tasks > 1)}"
+    heading = f"{total:,} {plural(total, 'conversation')} of {num_tasks:,} {plural(num_tasks, 'task')}"
     if audit.num_read_as_text < total:
         heading += f"; characters, roles and fences of {audit.num_read_as_text:,} of them, evenly spaced"
     blocks = [heading]
@@ -37,7 +38,8 @@ def format_audit(audit: Audit) -> str:
     blocks.append(format_roles(audit))
     blocks.append(format_languages(audit))
     lines = [
-        f"  {quoted(text)} {len(text)} characters, {count:,} times, first in {place.task} {place}"
+        f"  {quoted(text)} {len(text)} {plural(len(text), 'character')}, {count:,} {plural(count, 'time')}, "
+        f"first in {place.task} {place}"
         for text, count, place in audit.longest_tokens
     ]
     blocks.append("\n".join(["longest tokens", *(lines or ["  none"])]))
@@ -50,7 +52,7 @@ def format_findings(title: str, findings: Sequence[Finding]) -> str:
         return f"{title}: none"
     total = sum(finding.count for finding in findings)
     tasks = len({finding.task for finding in findings})
-    lines = [f"{title}: {total:,} in {tasks:,} task{'s' * (tasks > 1)}"]
+    lines = [f"{title}: {total:,} in {tasks:,} {plural(tasks, 'task')}"]
     shown = sorted(findings, key=lambda finding: -finding.count)[:MOST_TASKS]
     for finding in shown:
         what = f" {quoted(finding.what)}" if finding.what else ""
@@ -73,7 +75,8 @@ def format_roles(audit: Audit) -> str:
     least = sorted(known, key=lambda task: known[task]["assistant"] / known[task].total())[:MOST_TASKS]
     lines += [f"  {task}: {shares(known[task])}" for task in least]
     if len(known) > len(least):
-        lines.append(f"  and {len(known) - len(least):,} tasks more with a larger share of answers")
+        num_more = len(known) - len(least)
+        lines.append(f"  and {num_more:,} {plural(num_more, 'task')} more with a larger share of answers")
     return "\n".join(lines)
 
 
@@ -94,7 +97,8 @@ def format_languages(audit: Audit) -> str:
         task = max(audit.fence_tokens, key=lambda name: audit.fence_tokens[name][language])
         lines.append(f"  {language[:20]:<20} {count:>13,}  most in {task} ({audit.fence_tokens[task][language]:,})")
     if len(total) > MOST_LANGUAGES:
-        lines.append(f"  and {len(total) - MOST_LANGUAGES:,} languages more (--json has all)")
+        num_more = len(total) - MOST_LANGUAGES
+        lines.append(f"  and {num_more:,} {plural(num_more, 'language')} more (--json has all)")
     return "\n".join(lines)
 
 

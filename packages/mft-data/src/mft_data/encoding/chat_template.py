@@ -11,7 +11,7 @@ import orjson
 
 from mft_data.encoding.special_tokens import special_pattern
 from mft_data.encoding.template import Stretch
-from mft_data.errors import DataError, RecordError
+from mft_data.errors import DataError, RecordError, plural
 from mft_data.reading.conversation import RESERVED_CHARACTER, TOOLS
 from mft_data.reading.extras import EXTRA_FIELDS
 
@@ -192,7 +192,8 @@ class ChatTemplate:
         bots = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
         if len(marked) != len(bots):
             raise RecordError(
-                f"the template has {len(marked)} pieces of text between generation markers for {len(bots)} bot turns",
+                f"the template has {len(marked)} {plural(len(marked), 'piece')} of text between generation markers "
+                f"for {len(bots)} bot {plural(len(bots), 'turn')}",
                 fix="put {% generation %} and {% endgeneration %} once around each",
             )
         return text, dict(zip(bots, marked, strict=True))

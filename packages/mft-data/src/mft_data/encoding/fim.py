@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mft_data.encoding.template import Stretch
-from mft_data.errors import DataError, RecordError
+from mft_data.errors import DataError, RecordError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,7 +107,7 @@ def has_tokens(tokens: tuple[str | None, ...], names: Mapping[str, str], token_i
 def character_span(text: str, random: Random) -> Pieces:
     """A document cut at two places, all pairs of them being as likely; raises RecordError if it is too short."""
     if len(text) < LEAST_CHARACTERS:
-        raise RecordError(f"the text has {len(text)} characters, too few to cut in three")
+        raise RecordError(f"the text has {len(text)} {plural(len(text), 'character')}, too few to cut in three")
     start, end = sorted(random.sample(range(len(text) + 1), 2))
     return Pieces(text[:start], text[start:end], text[end:])
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import orjson
 
 from mft_data.dataset.staging import sync_tree
-from mft_data.errors import DataError
+from mft_data.errors import DataError, plural
 from mft_data.execution.chunk_result import ChunkResult, result_document, result_from
 from mft_data.execution.encode_chunk import encode_chunk
 from mft_data.execution.read_chunk import digest_chunk
@@ -118,6 +118,6 @@ def stored_chunks(chunks_dir: Path) -> dict[tuple[int, int], Path]:
         record = chunks_dir / f"{index:06}.json"
         num_pieces = orjson.loads(record.read_bytes()) if record.is_file() else 1
         if num_found != num_pieces:
-            what = f"chunk {index} has {num_found} pieces instead of {num_pieces}"
+            what = f"chunk {index} has {num_found} {plural(num_found, 'piece')} instead of {num_pieces}"
             raise DataError(what, where=str(chunks_dir), fix="build it anew with --overwrite")
     return dict(sorted(folders.items()))

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from mft_data.errors import DataError
+from mft_data.errors import DataError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,10 +43,10 @@ def array_lines(path: Path, raw: Any) -> Iterator[bytes]:
             number += 1
             yield element.translate(LINE_BREAKS).encode() + b"\n"
     except UnicodeDecodeError as error:
-        what = f"the file is not UTF-8 ({error.reason}) after {number} records"
+        what = f"the file is not UTF-8 ({error.reason}) after {number} {plural(number, 'record')}"
         raise DataError(what, where=str(path)) from error
     except ValueError as error:
-        what = f"the array is not JSON after {number} records ({getattr(error, 'msg', error)})"
+        what = f"the array is not JSON after {number} {plural(number, 'record')} ({getattr(error, 'msg', error)})"
         raise DataError(what, where=str(path)) from error
 
 

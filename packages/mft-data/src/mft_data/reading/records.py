@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from mft_data.errors import DataError, RecordError
+from mft_data.errors import DataError, RecordError, plural
 from mft_data.reading.conversation import Conversation, with_last_answer
 from mft_data.reading.extras import kept_extras
 from mft_data.reading.fields import quoted
@@ -62,7 +62,10 @@ class RejectLimit:
             self.first = first()
         self.num_refused += num_refused
         if self.allowed.count is not None and self.num_refused > self.allowed.count:
-            raise DataError(f"more than {self.allowed.count} records were refused, the first: {self.first}")
+            most = f"{self.allowed.count} {plural(self.allowed.count, 'record')}"
+            raise DataError(
+                f"more than {most} {plural(self.allowed.count, 'was', 'were')} refused, the first: {self.first}"
+            )
         if self.num_records is not None:
             self.check_percent(self.num_records, "at most ")
 
@@ -70,8 +73,9 @@ class RejectLimit:
         """Raises DataError if the refused ones are more than the percentage allowed of all records."""
         percent = self.allowed.percent
         if percent is not None and self.num_refused * 100 > percent * num_records:
-            refused = f"{self.num_refused} of {at_most}{num_records} records were refused"
-            raise DataError(f"{refused}, more than {percent:g} %, the first: {self.first}")
+            refused = f"{self.num_refused} of {at_most}{num_records} {plural(num_records, 'record')}"
+            were = plural(self.num_refused, "was", "were")
+            raise DataError(f"{refused} {were} refused, more than {percent:g} %, the first: {self.first}")
 
 
 def file_format(path: Path, fields: Mapping[str, str]) -> str | None:

@@ -153,6 +153,11 @@ def test_the_page_is_whole_and_stands_alone(dataset, tmp_path):
     assert sum(link.startswith("#row-") for link in page.links) >= 6
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
     assert "rejected" in content
+    assert "<th>over limit</th>" in content
+    # Where a row is named, the browser opens what hides it: the place is inside.
+    assert content.count('</summary>\n<div class="at" id="row-') == content.count("<details")
+    assert not re.search(r"\b1 (conversation|segment|row|task)s\b", content)
+    assert '<span>0</span><i style="width:0.00%">' in content  # no bar at all
 
 
 def test_a_page_that_cannot_be_written_is_one_line(dataset, tmp_path):
@@ -228,8 +233,14 @@ def test_every_character_is_somebodys(turns):
     for role, number in TextChecks(MARKERS).said(text):
         counts[role] += number
     assert counts.total() == len(text)
+    assert turns or counts.keys() == {"(text)"}
     for role in MARKERS:
         assert counts[role] == sum(len(content) for name, content in turns if name == role)
+
+
+def test_a_text_without_turns_is_a_document():
+    assert list(TextChecks(MARKERS).said("x = 1\n")) == [("(text)", 6)]
+    assert list(TextChecks({}).said("x = 1\n")) == [("(template)", 6)]
 
 
 @pytest.mark.parametrize("has_system", [True, False])

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)^[ \t]*\1", re.MULTILINE | re.DOTALL)
 NO_LANGUAGE = "(none)"
 OTHER = "(template)"
+# A text that has no turns.
+DOCUMENT = "(text)"
 SIGNS = {
     "replacement character U+FFFD": re.compile("\ufffd(?!$)"),
     # UTF-8 that was read as Latin-1 or Windows-1252.
@@ -57,8 +59,11 @@ class TextChecks:
                 self.signs.setdefault((place.task, sign), Finding(place.task, sign)).add(place)
 
     def said(self, text: str) -> Iterator[tuple[str, int]]:
-        """Role and number of characters of each turn; what comes before the first marker is the template's."""
-        done, role = 0, OTHER
+        """Role and number of characters of each turn; what comes before the first marker is the template's.
+
+        Without a marker it is a document, if the markers are known.
+        """
+        done, role = 0, DOCUMENT if self.pattern and not self.pattern.search(text) else OTHER
         for match in self.pattern.finditer(text) if self.pattern else ():
             yield role, match.start() - done
             yield OTHER, len(match[0])

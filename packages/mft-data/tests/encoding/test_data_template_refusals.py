@@ -1,5 +1,6 @@
 """What is refused of a chat template, and of a conversation under one; the worked example by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def refusal(template, *turns):
     with pytest.raises(RecordError) as error:
         template.stretches(turns)
     return error.value.reason
+
+
+def test_a_template_that_begins_only_the_last_turn_as_its_prompt_does_asks_for_that_turn(families, chosen, texts_of):
+    """As Qwen3.5's does, whose prompt opens the reasoning."""
+    opened = "('<think>\\n' if message.role == 'assistant' and loop.last else '') + message.content"
+    source = CHATML.replace("message.content", opened).replace("assistant\\n'", "assistant\\n<think>\\n'")
+    template, _ = chosen(families["byte_level"], source)
+    with pytest.raises(RecordError, match="the prompt before round 2 differently") as error:
+        template.stretches(TWO_ROUNDS)
+    assert "--train-on last" in error.value.fix
+    last_alone = (QUESTION, replace(ANSWER, is_supervised=False), *TWO_ROUNDS[2:])
+    assert texts_of(template, *last_alone)[1] == ["still 3<|im_end|>"]
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_record(families, chosen, texts_of):

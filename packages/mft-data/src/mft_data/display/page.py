@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_FINDINGS, MOST_ROLES, MOST_LANGUAGES = 200, 20, 20
 MOST_SEGMENTS, MOST_CHARACTERS = 40, 4000
-HUES = {"assistant": 130, "user": 210, "system": 280, "tool": 30}
+HUES = {"assistant": 130, "user": 210, "system": 280, "tool": 30, "(text)": 60}
 
 
 def page(

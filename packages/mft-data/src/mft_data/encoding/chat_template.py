@@ -149,10 +149,13 @@ class ChatTemplate:
         """Where in the conversation's `text` the prompt at inference of one bot turn ends."""
         prompt = self.render(messages[:position], add_generation_prompt=True)
         if not text.startswith(prompt):
+            # Some templates begin only the last turn so: with the reasoning that they drop from earlier ones.
+            is_last = position + 1 == len(messages)
             raise RecordError(
                 f"the template renders the prompt before round {position + 1} differently than the whole conversation "
                 f"({first_difference(prompt, text)})",
-                fix="let bot turns begin with what the generation prompt says",
+                fix=("" if is_last else "train on the last turn of each conversation with --train-on last, or ")
+                + "let bot turns begin with what the generation prompt says",
             )
         return len(prompt)
 

@@ -84,6 +84,19 @@ def test_overwrite_replaces_datasets_and_nothing_else(build, tmp_path, name):
     assert (tmp_path / "out" / name).exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--part", "1/1")])
+def test_overwrite_replaces_no_file_of_others_at_any_depth(build, tmp_path, options):
+    build(*options)
+    names = ("train/t/thesis.txt", "train/t/shard.mine.mds", "validation/thesis.mds", "tokenizer/thesis/a.txt", "link")
+    for name in names:
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(tmp_path / "t") if name == "link" else path.write_text("years of work")
+        assert f"holds '{name}', which no build put there" in build("--overwrite", *options, exit_code=1).stderr
+        path.unlink()
+    build("--overwrite", *options)
+
+
 def test_what_appears_at_the_output_during_the_build_is_not_replaced(build, tmp_path, monkeypatch):
     from mft_data.execution import assemble
 

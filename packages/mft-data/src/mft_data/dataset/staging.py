@@ -6,6 +6,7 @@ Nothing is deleted here but what a build made: its staging folder, and the datas
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -31,10 +32,17 @@ SCRATCH = "scratch"
 DATASET = "dataset"
 UPLOADED = "uploaded.jsonl"
 KEPT = "the finished work is kept in {}: give --resume to go on with it"
-# What the folder of a dataset, of a part, and of an unfinished build can hold.
-DATASET_NAMES = {MANIFEST, REJECTS, "tokenizer", "train", "validation"}
-PART_NAMES = {PLAN, PART, FILES, CHUNKS, "tokenizer"}
-STAGING_NAMES = {*PART_NAMES, LOCK, SCRATCH, DATASET, UPLOADED}
+# What the folder of a dataset and of a part can hold, by the paths of files in it.
+DATASET_FILES = re.compile(
+    rf"{re.escape(MANIFEST)}|{re.escape(REJECTS)}|tokenizer/[^/]+"
+    r"|(?:train|validation)/[^/]+/(?:index\.json|shard\.\d{5,}\.mds)"
+)
+PART_FILES = re.compile(
+    rf"{'|'.join(map(re.escape, (PLAN, PART, FILES)))}|tokenizer/[^/]+"
+    rf"|{CHUNKS}/(?:\d{{6,}}\.json|\d{{6,}}\.\d{{4,}}/[^/]+)"
+)
+# What the folder of an unfinished build can hold.
+STAGING_NAMES = {PLAN, PART, FILES, CHUNKS, "tokenizer", LOCK, SCRATCH, DATASET, UPLOADED}
 
 
 def check_output(out: Path, is_overwrite: bool, source_paths: list[Path]) -> None:
@@ -51,11 +59,19 @@ def check_output(out: Path, is_overwrite: bool, source_paths: list[Path]) -> Non
             raise DataError(f'output "{out}" is not empty', fix="give --overwrite to replace it")
         if not (is_produced(out / MANIFEST) or ((out / PART).is_file() and is_plan(out / PLAN))):
             raise DataError(f'output "{out}" is not a dataset', fix="remove it yourself to build there")
-        names = PART_NAMES if (out / PART).is_file() else DATASET_NAMES
-        if others := sorted(path.name for path in out.iterdir() if path.name not in names):
-            raise DataError(f'output "{out}" holds {others[0]!a}, which no build put there', fix="move it away first")
+        if other := stranger(out, PART_FILES if (out / PART).is_file() else DATASET_FILES):
+            raise DataError(f'output "{out}" holds {other!a}, which no build put there', fix="move it away first")
     elif out.exists():
         raise DataError(f'output "{out}" is a file', fix="give the name of a folder")
+
+
+def stranger(out: Path, files: re.Pattern[str]) -> str | None:
+    """The first file or link in a folder whose path in it is none of `files`, None if there is none."""
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_symlink() or (not path.is_dir() and not files.fullmatch(name)):
+            return name
+    return None
 
 
 def is_produced(path: Path) -> bool:

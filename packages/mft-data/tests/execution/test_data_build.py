@@ -16,6 +16,7 @@ from streaming import LocalDataset
 from transformers import AutoTokenizer
 
 from mft_data.cli import main
+from mft_data.dataset.fingerprints import manifest_bytes
 from mft_data.dataset.mds import ShardWriter, mds_columns, read_row
 from mft_data.encoding.encoder import EncodedBatch
 from mft_data.rows.rows import encode_rows
@@ -127,6 +128,7 @@ def test_the_manifest_has_the_fields_of_the_documented_example(built):
     example = re.search(r"```json\n(.*?)```", FORMAT.read_text(), re.DOTALL)[1]
     manifest = orjson.loads((folder / "out" / "manifest.json").read_bytes())
     documented = orjson.loads(example)
+    assert manifest_bytes(documented) == example.encode(), "its own sum is another"
     # The example was built with --decontaminate, which this dataset was not.
     assert shape(manifest | {"decontaminated": documented["decontaminated"]}) == shape(documented)
     assert manifest["format_version"] == "1"

@@ -44,7 +44,7 @@ ORDER = {
     ],
     "mft_merge": [
         "errors",
-        ("extras", "files"),
+        ("extras", "files", "torch_import"),
         "sources",
         "planning",
         "values",

@@ -28,6 +28,7 @@ from mft_merge.sources.adapter_location import find_adapter
 from mft_merge.sources.base_location import base_location
 from mft_merge.sources.base_model import BaseModel, read_base_model
 from mft_merge.sources.quantization import Quantization, read_quantization
+from mft_merge.torch_import import import_torch
 from mft_merge.values.low_rank_factors import read_finite
 from mft_merge.verification.live_model import Live
 from mft_merge.verification.verify import verify
@@ -93,6 +94,7 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
             _note_quantised_training(each)
     if plan.config_changes.get("tie_word_embeddings") is False:
         click.echo("note: input and output embeddings now differ, so the merged model does not tie them", err=True)
+    import_torch()
     keep_freed_blocks()
     with staged(out_dir, _job(record, adapters, base), resume=settings.resume) as staging:
         _write_shards(plan, base, staging)

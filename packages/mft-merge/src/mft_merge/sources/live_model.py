@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mft_merge.errors import MergeError
 from mft_merge.sources.base_model import BaseModel
+from mft_merge.torch_import import import_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ class LiveModel:
 
 def read_live_model(base: BaseModel) -> LiveModel:
     """The live model of a checkpoint, made by transformers 5 without any value of the weights."""
+    import_torch()
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError as error:

@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from mft_merge.errors import MergeError
+from mft_merge.planning import changes
+from mft_merge.sources.adapter import read_adapter
+from mft_merge.sources.live_model import LiveModel, Place
 from mft_merge.sources.quantization import Quantization
 from mft_merge.values import merged_values
 from mft_merge.values.dequantized import dequantized, rows_at_a_time
@@ -164,3 +175,58 @@ def test_a_record_that_does_not_fit_is_refused(changes, named, base_dir, make_ad
     assert result.exit_code == 1
     assert named in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+TRANSPOSED = {
+    "int8": {"type": "int8"},
+    "nf4": {"type": "nf4", "block_size": 64, "double_quantization": False},
+    "double": {"type": "nf4", "block_size": 64, "double_quantization": True},
+}
+
+
+@pytest.mark.parametrize("way", TRANSPOSED)
+def test_layers_stored_transposed_are_quantised_the_other_way_round(way, make_adapter, run_merge, tmp_path):
+    """GPT-2 stores (in, out); transformers quantises (out, in), and the adapter knows that."""
+    base, document = tmp_path / "base", {"format_version": "1", "load_dtype": "float32"} | TRANSPOSED[way]
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=64, n_layer=1, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)
+    bits = {"load_in_8bit": True}
+    if way != "int8":
+        double = document["double_quantization"]
+        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double}
+    settings = {"quantization_config": BitsAndBytesConfig(**bits), "dtype": torch.float32, "device_map": {"": "cpu"}}
+    quantized = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **settings)
+    layers = {name: each for name, each in quantized.named_modules() if type(each).__name__.startswith("Linear")}
+    del layers["lm_head"]
+    document["modules"] = list(layers)
+    (adapter / "quantization.json").write_text(json.dumps(document))
+    given_back = GPT2LMHeadModel.from_pretrained(base)
+    for name, layer in layers.items():
+        if way == "int8":
+            weight = layer.weight.data * (layer.weight.SCB / 127)[:, None]
+        else:
+            weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        given_back.get_submodule(name).weight.data.copy_(weight.T)
+    expected = PeftModel.from_pretrained(given_back, adapter).merge_and_unload().state_dict()
+    result = run_merge(adapter, tmp_path / "merged", "--verify")
+    assert result.exit_code == 0, result.output
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert len(layers) == 4
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
+    assert run_merge(adapter, tmp_path / "full", "--base-weights", "full").exit_code == 0
+    full = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), adapter).merge_and_unload().state_dict()
+    in_full = load_file(tmp_path / "full" / "model.safetensors")
+    assert all(torch.equal(tensor, full[name]) for name, tensor in in_full.items())
+
+
+def test_full_weights_need_not_be_stored_as_they_were_quantised(base_dir, make_adapter, tmp_path):
+    adapter = read_adapter(make_adapter(base_dir("llama"), tmp_path / "adapter"))
+    parts = {f"{name}.weight": Place("fused.weight", (2, 4), start, (4, 1)) for name, start in (("a", 0), ("b", 8))}
+    live = LiveModel({"fused.weight": (4, 4)}, frozenset(), parts)
+    assert changes._stored_whole(["fused.weight"], live, adapter, must_be=False) == []
+    with pytest.raises(MergeError, match=r'"fused.weight" was quantised in training and is not stored as one tensor'):
+        changes._stored_whole(["fused.weight"], live, adapter, must_be=True)
+    with pytest.raises(MergeError, match=r'"other.weight"'):
+        changes._stored_whole(["other.weight"], live, adapter, must_be=False)

@@ -83,7 +83,7 @@ def merge(weights: list[tuple[Path, float]], out_dir: Path, settings: Settings) 
     _check_out(out_dir, (*(path for path, _ in weights), base.base_dir), overwrite=settings.overwrite)
     code = next((code for code, name in FLOAT_TYPES.items() if name == settings.dtype), "keep")
     modules = quantization.modules if quantization else ()
-    parts = [(stored_changes(each, base, modules), weight) for each, weight in adapters]
+    parts = [(stored_changes(each, base, modules, is_dequantized=is_dequantized), weight) for each, weight in adapters]
     changes = weighted_changes(parts, settings.combination)
     target = Target(code, quantization, is_dequantized, settings.combination)
     plan = make_plan(changes, base, adapter.config, target)

@@ -58,8 +58,13 @@ class Change:
         return whole or (self.shifts[0][0] if self.shifts else self.rows[0].values)
 
 
-def stored_changes(adapter: Adapter, base: BaseModel, quantized_modules: tuple[str, ...] = ()) -> dict[str, Change]:
-    """The changes by the name of the stored tensor; the live model is built only where names are not those stored."""
+def stored_changes(
+    adapter: Adapter, base: BaseModel, quantized_modules: tuple[str, ...] = (), *, is_dequantized: bool = True
+) -> dict[str, Change]:
+    """The changes by the name of the stored tensor; the live model is built only where names are not those stored.
+
+    Where the quantised weights are not given back, one that is not stored as it was quantised is left unmarked.
+    """
     quantized = [f"{module}.weight" for module in quantized_modules]
     names = set(adapter.updates) | set(adapter.replacements) | set(adapter.base_copies) | set(adapter.rows)
     names |= set(adapter.shifts) | set(quantized)
@@ -71,24 +76,24 @@ def stored_changes(adapter: Adapter, base: BaseModel, quantized_modules: tuple[s
         return changes
     live = read_live_model(base)
     changes = _mapped(replace(adapter, updates=adapter.updates | parameter_updates(adapter, live)), live)
-    for name in _stored_whole(quantized, live, adapter):
+    for name in _stored_whole(quantized, live, adapter, must_be=is_dequantized):
         changes.setdefault(name, Change()).is_quantized = True
     return changes
 
 
-def _stored_whole(parameters: list[str], live: LiveModel, adapter: Adapter) -> list[str]:
-    """The stored names of live parameters, each of which must be stored as it is: blocks go across its rows."""
+def _stored_whole(parameters: list[str], live: LiveModel, adapter: Adapter, *, must_be: bool) -> list[str]:
+    """The stored names of live parameters that are stored as they are: blocks go across their rows."""
     whole = {
         place.parameter: name for name, place in live.places.items() if _is_whole(place, live.shapes[place.parameter])
     }
     for parameter in parameters:
-        if parameter not in whole:
+        if parameter not in live.shapes or (must_be and parameter not in whole):
             raise MergeError(
                 f'"{parameter}" was quantised in training and is not stored as one tensor',
                 where=str(adapter.adapter_dir / QUANTIZATION_NAME),
                 fix="fold into the full weights with --base-weights full",
             )
-    return [whole[parameter] for parameter in parameters]
+    return [whole[parameter] for parameter in parameters if parameter in whole]
 
 
 def _direct(adapter: Adapter) -> dict[str, Change]:

@@ -41,9 +41,10 @@ class OutputTensor:
 
     `source` is the base's tensor or the one that the adapter carries in its place. `products` are what is added to
     its matrices, by their index; `shifts` with their scale to a vector; `rows` replace rows. `quantization` is what
-    the weights had gone through in training; they are given back from it where `is_dequantized`, and else only
-    measured against it. `combination` makes one update of the products. Without any of them and with the source's own
-    type the payload is copied as it is.
+    the weights had gone through in training, as (out, in) where `is_quantized_transposed` says that they are stored
+    (in, out); they are given back from it where `is_dequantized`, and else only measured against it. `combination`
+    makes one update of the products. Without any of them and with the source's own type the payload is copied as it
+    is.
     """
 
     name: str
@@ -55,6 +56,7 @@ class OutputTensor:
     quantization: Quantization | None = None
     is_dequantized: bool = False
     combination: Combination | None = None
+    is_quantized_transposed: bool = False
 
     @property
     def is_copy(self) -> bool:
@@ -199,15 +201,23 @@ class _Planner:
         }
         out_dtype = base_tensor.dtype if self.target.dtype == "keep" or not is_float else self.target.dtype
         quantization = self.target.quantization if change.is_quantized else None
-        if quantization and (len(source.shape) != 2 or self.base.config.get("model_type") in CONV1D_MODEL_TYPES):
-            raise MergeError(
-                f'"{name}" was quantised in training, and it is stored otherwise than it was quantised',
-                where=str(self.base.base_dir),
-                fix="fold into the full weights with --base-weights full",
-            )
+        if quantization and len(source.shape) != 2:
+            if self.target.is_dequantized:
+                raise MergeError(
+                    f'"{name}" was quantised in training, and it is stored otherwise than it was quantised',
+                    where=str(self.base.base_dir),
+                    fix="fold into the full weights with --base-weights full",
+                )
+            quantization = None
         is_dequantized = quantization is not None and self.target.is_dequantized
-        extra = (quantization, is_dequantized, self.target.combination if products else None)
+        is_transposed = quantization is not None and self._is_conv1d and name != self.head
+        extra = (quantization, is_dequantized, self.target.combination if products else None, is_transposed)
         return OutputTensor(name, source, out_dtype, products, tuple(change.shifts), tuple(change.rows), *extra)
+
+    @property
+    def _is_conv1d(self) -> bool:
+        """Whether all linear layers but the head store (in, out)."""
+        return self.base.config.get("model_type") in CONV1D_MODEL_TYPES
 
     def _product(self, name: str, block: Block, stored_shape: tuple[int, ...]) -> Product:
         """The product of a block, its shapes checked."""
@@ -232,8 +242,7 @@ class _Planner:
         if update.shape[0] != update.shape[1]:
             return update.shape != shape and update.shape[::-1] == shape
         # PEFT keeps one fan_in_fan_out for all layers and the last layer set it: alone it cannot be trusted.
-        is_conv1d = self.base.config.get("model_type") in CONV1D_MODEL_TYPES
-        return is_conv1d or bool(self.adapter_config.get("fan_in_fan_out"))
+        return self._is_conv1d or bool(self.adapter_config.get("fan_in_fan_out"))
 
 
 def _shape_error(tensor: StoredTensor, found: tuple[int, ...], wanted: tuple[int, ...]) -> MergeError:

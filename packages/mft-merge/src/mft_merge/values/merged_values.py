@@ -187,11 +187,12 @@ def _dequantized_tiles(
     assert tensor.quantization is not None  # noqa: S101 - only a bug can break it
     rows, columns = matrix.shape
     wanted = _rows_of_a_tile(matrix)
-    step = rows_at_a_time(rows, columns, wanted, tensor.quantization)
+    is_transposed = tensor.is_quantized_transposed
+    step = rows_at_a_time(rows, columns, wanted, tensor.quantization, is_transposed=is_transposed)
     norms.quantization_square = 0.0
     for start in range(0, rows, step):
         weight = read_rows(matrix, start, min(rows, start + step))
-        given_back = dequantized(weight, tensor.quantization)
+        given_back = dequantized(weight, tensor.quantization, is_transposed=is_transposed)
         for first in range(0, len(weight), wanted):
             one, other = weight[first : first + wanted], given_back[first : first + wanted]
             norms.quantization_square += float((one.float() - other.float()).double().square().sum())

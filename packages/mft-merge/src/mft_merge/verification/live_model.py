@@ -59,7 +59,8 @@ def logits(live: Live, mapped_path: Path | None) -> "Tensor":
         if live.quantization is not None:
             for name in live.quantization.modules:
                 weight = model.get_parameter(f"{name}.weight").data
-                weight.copy_(dequantized(weight, live.quantization))
+                is_transposed = type(model.get_submodule(name)).__name__ == "Conv1D"
+                weight.copy_(dequantized(weight, live.quantization, is_transposed=is_transposed))
         if live.adapters:
             model = _adapted(model, live)
         config = model.config.get_text_config()

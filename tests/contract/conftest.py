@@ -1,5 +1,8 @@
 """A tiny base model and task folders for the contract tests, and a way to run the real commands."""
 
+import atexit
+import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -27,6 +30,18 @@ def run():
         )
 
     return run
+
+
+@pytest.fixture
+def released_shared_memory():
+    """Gives back what streaming holds until its process ends, where a test trains in this one."""
+    yield
+    from streaming.base.shared.memory import SharedMemory
+
+    for held in [thing for thing in gc.get_objects() if type(thing) is SharedMemory]:
+        with contextlib.suppress(BufferError):
+            held.cleanup()
+            atexit.unregister(held.cleanup)
 
 
 @pytest.fixture(scope="session")

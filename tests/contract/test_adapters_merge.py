@@ -4,20 +4,31 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mft_merge.cli import main as mft_merge
+from mft_train.cli import main as mft_train
+
+pytestmark = pytest.mark.usefixtures("released_shared_memory")
 PROMPT = range(5, 25)
 
 
+def command(main, *arguments) -> str:
+    """The last line that a command prints, run in this process: to import the libraries anew takes longer than it."""
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.fixture
-def trained(run, base_model, dataset, tmp_path):
+def trained(base_model, dataset, tmp_path):
     """The run directory of a few steps of a method."""
 
     def trained(settings, base=base_model):
         paths = f"model: {base}\ndataset: {dataset}\noutput: {tmp_path / 'run'}\n"
         rest = "max_steps: 3\nglobal_batch_size: 2\nlearning_rate: 1e-2\nvalidation_interval: 0\ntrackers: []\n"
         (tmp_path / "run.yaml").write_text(paths + rest + settings)
-        done = run(f"mft-train launch {tmp_path / 'run.yaml'}")
-        assert done.returncode == 0, done.stderr
+        command(mft_train, "launch", tmp_path / "run.yaml")
         return tmp_path / "run"
 
     return trained
@@ -31,15 +42,13 @@ def logits(model):
 
 
 @pytest.fixture
-def merged(run, tmp_path):
+def merged(tmp_path):
     """What mft-merge makes of a run, loaded."""
 
     def merged(run_dir):
         from transformers import AutoModelForCausalLM
 
-        done = run(f"mft-merge {run_dir / 'final'} {tmp_path / 'merged'}")
-        assert done.returncode == 0, done.stderr
-        return AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        return AutoModelForCausalLM.from_pretrained(command(mft_merge, run_dir / "final", tmp_path / "merged"))
 
     return merged
 

@@ -5,9 +5,6 @@
 writes the rows of the page anew; without the variable a row that is not as found fails its test.
 """
 
-import atexit
-import contextlib
-import gc
 import itertools
 import json
 import os
@@ -36,6 +33,7 @@ from mft_train.model.load import load_model
 from mft_train.rows.dataset_dir import open_dataset, validation_rows
 from mft_train.rows.packed_batch import pack_rows
 
+pytestmark = pytest.mark.usefixtures("released_shared_memory")
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 OWN_CODE = Path(__file__).parent / "own_code"
 COLUMNS = ("isolation", "logits", "targets", "step", "save", "resume", "merge", "generate")
@@ -172,18 +170,6 @@ def datasets(run, base_model, dataset, task_folders) -> dict[bool, Path]:
     )
     assert done.returncode == 0, done.stderr
     return {True: dataset, False: alone}
-
-
-@pytest.fixture(autouse=True)
-def released_shared_memory():
-    """Gives back what streaming holds until its process ends."""
-    yield
-    from streaming.base.shared.memory import SharedMemory
-
-    for held in [thing for thing in gc.get_objects() if type(thing) is SharedMemory]:
-        with contextlib.suppress(BufferError):
-            held.cleanup()
-            atexit.unregister(held.cleanup)
 
 
 def make_base(family: str, tokenizer_dir: Path, path: Path) -> None:

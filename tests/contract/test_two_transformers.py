@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from mft_merge.cli import main as mft_merge
+from mft_train.cli import main as mft_train
 
 ROOT = Path(__file__).parents[2]
 OLD = ("transformers==4.57.6", "tokenizers==0.22.1", "huggingface-hub==0.36.0")
@@ -204,13 +205,13 @@ def test_every_merged_family_is_the_same_model_to_both(old_transformers, byte_to
 
 
 @pytest.mark.slow
-def test_a_full_fine_tune_is_written_for_both(run, base_model, dataset, tmp_path):
+@pytest.mark.usefixtures("released_shared_memory")
+def test_a_full_fine_tune_is_written_for_both(base_model, dataset, tmp_path):
     settings = "method: full\nmax_steps: 1\nglobal_batch_size: 2\nlearning_rate: 1e-3\nvalidation_interval: 0\n"
     paths = f"model: {base_model}\ndataset: {dataset}\noutput: {tmp_path / 'run'}\n"
     (tmp_path / "run.yaml").write_text(paths + settings)
-    done = run(f"mft-train launch {tmp_path / 'run.yaml'}")
-    if done.returncode:
-        pytest.fail(done.stderr)
+    done = CliRunner().invoke(mft_train, ["launch", str(tmp_path / "run.yaml")])
+    assert done.exit_code == 0, done.output
     config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
     tokenizer_config = json.loads((tmp_path / "run" / "final" / "tokenizer_config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.whole
 
@@ -91,6 +91,18 @@ def test_float32_weights_are_pefts_to_the_bit(case, base_dir, make_adapter, load
     adapter = make_adapter(base_dir(kind), tmp_path / "adapter", **options)
     assert run_merge(adapter, tmp_path / "merged").exit_code == 0
     expected = load_adapted(base_dir(kind), adapter).merge_and_unload().state_dict()
+    for name, tensor in load(tmp_path / "merged").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_wide_float32_weights_of_many_tiles_are_pefts_to_the_bit(make_adapter, load_adapted, load, run_merge, tmp_path):
+    """Tiles have 127 of 256 rows, and the product of the last two alone is rounded otherwise than in the whole."""
+    sizes = {"hidden_size": 256, "intermediate_size": 2064, "num_attention_heads": 4, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["down_proj", "up_proj"], r=16)
+    assert run_merge(adapter, tmp_path / "merged").exit_code == 0
+    expected = load_adapted(tmp_path / "base", adapter).merge_and_unload().state_dict()
     for name, tensor in load(tmp_path / "merged").state_dict().items():
         assert torch.equal(tensor, expected[name]), name
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Stored bytes of one tile; about six times as much is in memory while it is merged. Small enough for a core's cache.
 TILE_BYTES = 1 << 20
+# The product of fewer rows than these is rounded otherwise than as a part of the whole.
+FEWEST_ROWS = 4
 # The first row of a tile, and what gives it as it was and as it is merged.
 _Step = tuple[int, Callable[[], tuple["Tensor", "Tensor"]]]
 
@@ -190,11 +192,11 @@ def _dequantized_tiles(
     is_transposed = tensor.is_quantized_transposed
     step = rows_at_a_time(rows, columns, wanted, tensor.quantization, is_transposed=is_transposed)
     norms.quantization_square = 0.0
-    for start in range(0, rows, step):
-        weight = read_rows(matrix, start, min(rows, start + step))
+    for start, stop in _spans(rows, step):
+        weight = read_rows(matrix, start, stop)
         given_back = dequantized(weight, tensor.quantization, is_transposed=is_transposed)
-        for first in range(0, len(weight), wanted):
-            one, other = weight[first : first + wanted], given_back[first : first + wanted]
+        for first, last in _spans(len(weight), wanted):
+            one, other = weight[first:last], given_back[first:last]
             norms.quantization_square += float((one.float() - other.float()).double().square().sum())
             yield start + first, partial(_itself, other if tensor.is_dequantized else one)
 
@@ -206,12 +208,21 @@ def _itself(weight: "Tensor") -> "Tensor":
 def _tiles(source: StoredTensor) -> Iterator[tuple[int, Callable[[], "Tensor"]]]:
     """The first row of every tile, and what reads it."""
     rows, step = num_rows(source), _rows_of_a_tile(source)
-    for start in range(0, rows, step):
-        yield start, partial(read_rows, source, start, min(rows, start + step))
+    for start, stop in _spans(rows, step):
+        yield start, partial(read_rows, source, start, stop)
 
 
 def _rows_of_a_tile(source: StoredTensor) -> int:
-    return max(1, TILE_BYTES * num_rows(source) // max(1, source.num_bytes))
+    return max(FEWEST_ROWS, TILE_BYTES * num_rows(source) // max(1, source.num_bytes))
+
+
+def _spans(rows: int, step: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of stretches of so many rows; a rest of too few joins the last of them."""
+    start = 0
+    while start < rows:
+        stop = start + step if rows - start - step >= FEWEST_ROWS else rows
+        yield start, stop
+        start = stop
 
 
 def _check_finite(rounded: "Tensor", weight: "Tensor", tensor: OutputTensor) -> None:

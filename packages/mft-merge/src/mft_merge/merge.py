@@ -16,7 +16,14 @@ from mft_merge.extras import check_peft
 from mft_merge.files.allocator import keep_freed_blocks
 from mft_merge.files.json_file import read_json
 from mft_merge.files.tensor_file import FLOAT_TYPES
-from mft_merge.output.merge_record import RECORD_NAME, make_record, quantization_shares, write_card, write_record
+from mft_merge.output.merge_record import (
+    RECORD_NAME,
+    foreign_file,
+    make_record,
+    quantization_shares,
+    write_card,
+    write_record,
+)
 from mft_merge.output.model_files import write_configs, write_index
 from mft_merge.output.shard_writer import is_finished, shard_header, write_shard
 from mft_merge.output.staging import Staging, discard, recover, staged
@@ -170,8 +177,9 @@ def _check_out(out_dir: Path, inputs: tuple[Path, ...], *, overwrite: bool) -> N
     if out_dir.is_dir() and any(out_dir.iterdir()):
         if not overwrite:
             raise MergeError(f"{out_dir} is not empty", fix="choose another OUT or use --overwrite")
-        if not (out_dir / "config.json").is_file():
-            raise MergeError(f"{out_dir} holds something other than a model and is not replaced")
+        if other := foreign_file(out_dir):
+            what = f'{out_dir} holds "{other}", which no merge put there, and is not replaced'
+            raise MergeError(what, fix="choose another OUT, or move it away")
 
 
 def _note_quantised_training(adapter: Adapter) -> None:

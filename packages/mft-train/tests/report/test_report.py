@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -192,6 +193,13 @@ def test_same_inputs_give_the_same_bytes(make_run, tmp_path):
         assert report(run_dir, "--html", tmp_path / name) == f"{tmp_path / name}\n"
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes() == html(run_dir).encode()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html", "run"]
+
+
+def test_a_report_touches_no_file_beside_it(make_run, tmp_path):
+    run_dir, mine = make_run(EVENTS), tmp_path / f".report.html.partial-{os.getpid()}"
+    mine.write_text("mine")
+    report(run_dir, "--html", tmp_path / "report.html")
+    assert mine.read_text() == "mine"
 
 
 def test_an_existing_file_is_kept_without_overwrite(make_run, tmp_path):

@@ -288,11 +288,27 @@ def test_the_run_directory_is_refused_when_not_empty_and_replaced_on_demand(conf
     assert "is not empty" in result.stderr
     assert launch(path, "--overwrite").exit_code == 0
     assert len(events(tmp_path / "run", "train")) == 1
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "file").write_text("keep me")
-    result = launch(path, f"output={tmp_path / 'precious'}", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "is not a run directory"),
+        ("epochs: 3\n", "is not a run directory"),
+        ("- mine\n", "the config is not a mapping"),
+        ("model: m\ndataset: d\noutput: o\n", 'holds "file", which no run put there'),
+    ],
+)
+def test_overwrite_deletes_runs_and_nothing_else(settings, message, config, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("keep me")
+    if settings:
+        (precious / "config.yaml").write_text(settings)
+    result = launch(config(max_steps=1), f"output={precious}", "--overwrite")
     assert result.exit_code == 1
-    assert (tmp_path / "precious" / "file").read_text() == "keep me"
+    assert message in result.stderr
+    assert (precious / "file").read_text() == "keep me"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ def encode_json(value: dict[str, Any]) -> bytes:
 def write_file(content: bytes, out: str) -> None:
     """Writes `content` to the file `out`, whole or not at all."""
     path = Path(out)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")  # a name that nobody else has
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        file = partial.open("xb")
+        try:
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise EvalError(f"cannot write the results: {error.strerror}", where=out) from error

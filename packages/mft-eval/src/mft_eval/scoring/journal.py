@@ -11,6 +11,8 @@ import orjson
 from mft_eval.errors import EvalError
 from mft_eval.judging.judgement import Judgement, Ruling
 
+_FIRST_LINE = b'{"run":"'
+
 
 def journal_path(out: str) -> Path:
     """Where the journal of the results file `out` lies."""
@@ -82,5 +84,23 @@ def check_no_journal(out: str, *, resume: bool, overwrite: bool) -> None:
     path = journal_path(out)
     if path.exists() and not resume and not overwrite:
         raise EvalError(f"an interrupted run lies in {path}", fix="go on with --resume or start anew with --overwrite")
+    if path.exists() and not _is_journal(path):
+        raise EvalError(
+            f"{path} is in the way and is not what mft-eval left there", fix="move it, or choose another OUT"
+        )
     if resume and not os.path.exists(path) and Path(out).exists():  # noqa: PTH110
         raise EvalError(f"{out} is finished", fix="nothing is left to resume")
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether a file is a journal, or what a kill has left of its first line."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        line = file.readline(200)
+    if not line.endswith(b"\n"):
+        return _FIRST_LINE.startswith(line[: len(_FIRST_LINE)])
+    try:
+        return set(orjson.loads(line)) == {"run"}
+    except (orjson.JSONDecodeError, TypeError):
+        return False

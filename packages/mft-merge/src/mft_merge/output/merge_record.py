@@ -63,9 +63,27 @@ def write_record(
         if tensor.is_copy and tensor.source.name != tensor.name
     }
     copied = sum(tensor.is_copy and tensor.name not in replaced for tensor in plan.tensors())
-    record = record | {"num_copied": copied, "tensors": dict(sorted((tensors | replaced).items()))}
+    files = sorted({RECORD_NAME, CARD_NAME, *(path.relative_to(out_dir).as_posix() for path in _files(out_dir))})
+    record = record | {
+        "num_copied": copied,
+        "tensors": dict(sorted((tensors | replaced).items())),
+        "files": files,
+    }
     write_json(out_dir / RECORD_NAME, record)
     return record
+
+
+def foreign_file(out_dir: Path) -> str | None:
+    """The first file in a directory that the merge.json in it does not name; None if there is none."""
+    path = out_dir / RECORD_NAME
+    named = read_json(path).get("files") if path.is_file() else None
+    known = set(named) if isinstance(named, list) else set()
+    found = (path.relative_to(out_dir).as_posix() for path in _files(out_dir))
+    return next((name for name in sorted(found) if name not in known), None)
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir()]
 
 
 def _entry(tensor: OutputTensor, written: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin
 
@@ -66,7 +67,7 @@ def write_new_file(text: str, path: Path) -> None:
         raise TrainError(f'"{path}" exists, it is not overwritten', fix="choose another name")
     if not path.parent.is_dir():
         raise TrainError(f'there is no folder "{path.parent}" for "{path.name}"', fix="make it first")
-    staging = path.with_name(f".{path.name}.partial")
+    staging = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")  # a name that nobody else has
     staging.write_text(text, encoding="utf-8")
     staging.replace(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 from mft_train.errors import TrainError
@@ -40,9 +41,10 @@ def write_report(content: bytes, path: Path, *, is_overwrite: bool) -> None:
         raise TrainError(f'"{path}" exists', fix="use --overwrite or another name")
     if not path.parent.is_dir():
         raise TrainError(f'there is no folder "{path.parent}" for "{path.name}"', fix="make it first")
-    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    staging = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")  # a name that nobody else has
+    file = staging.open("xb")
     try:
-        with staging.open("xb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mft_train.balancing.balance import check_balancer
+from mft_train.config.config_file import parse_yaml
 from mft_train.engine.start import check_engine
 from mft_train.errors import TrainError
 from mft_train.model.compute import settle_compute
@@ -78,6 +79,26 @@ def check_device(config: RunConfig, device: torch.device) -> Compute:
     return compute
 
 
+# What a run directory can hold, beside what a killed run was writing or deleting.
+RUN_NAMES = {
+    *("config.yaml", "metrics.jsonl", "checkpoints", "best", "final", "evaluations"),
+    *("tensorboard", "trackers.json", "wandb"),
+}
+
+
+def check_is_run(run_dir: Path) -> None:
+    """Raises TrainError if a directory is not that of a run, or holds anything that no run puts there."""
+    path = run_dir / "config.yaml"
+    settings = parse_yaml(path.read_text(encoding="utf-8"), str(path))[0] if path.is_file() else {}
+    if not {"model", "dataset", "output"} <= settings.keys():
+        raise TrainError(f'output "{run_dir}" is not a run directory, it is not overwritten', fix="choose another")
+    for entry in sorted(run_dir.iterdir()):
+        is_unfinished = entry.match(".*.partial") or entry.match(".*.deleted")
+        if entry.name not in RUN_NAMES and not is_unfinished:
+            what = f'output "{run_dir}" holds "{entry.name}", which no run put there, it is not overwritten'
+            raise TrainError(what, fix="move it away, or choose another")
+
+
 def check_output(run_dir: Path, *, is_resume: bool, is_overwrite: bool) -> None:
     """Raises TrainError if the run directory holds something that neither flag allows for."""
     if run_dir.exists() and not run_dir.is_dir():
@@ -85,7 +106,7 @@ def check_output(run_dir: Path, *, is_resume: bool, is_overwrite: bool) -> None:
     is_used = run_dir.is_dir() and any(not path.match(".*.partial") for path in run_dir.iterdir())
     if is_used and not is_resume and not is_overwrite:
         raise TrainError(f'output "{run_dir}" is not empty', fix="choose another, or use --resume or --overwrite")
-    if is_used and is_overwrite and not (run_dir / "config.yaml").is_file():
-        raise TrainError(f'output "{run_dir}" is not a run directory, it is not overwritten', fix="choose another")
+    if is_used and is_overwrite:
+        check_is_run(run_dir)
     if is_resume and not is_used:
         raise TrainError(f'output "{run_dir}" has nothing to resume', fix="start without --resume")

@@ -1,16 +1,20 @@
 """Scheduling changes when an answer is made, never what it is."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from random import Random
 
 import pytest
+import torch
 
 from mft_infer.decoding import batch as batch_module
 from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.batch import Batch
 from mft_infer.decoding.budget import Budget
+from mft_infer.decoding.by_generate import generate_all
 from mft_infer.decoding.detokenizer import Detokenizer
 from mft_infer.decoding.sampling import request_random
 from mft_infer.decoding.schedule import decode_all
@@ -105,38 +109,62 @@ def test_padding_that_no_row_needs_is_dropped(language_model):
 
 
 SCRIPT = """
-import resource, sys
+import json, resource, sys
 from mft_infer.cli import main
 import torch, transformers.models.llama.modeling_llama
 torch.set_num_threads(1)
 torch.zeros(8, 8) @ torch.zeros(8, 8)
-with open("/proc/self/statm") as file:
-    used = int(file.read().split()[0]) * resource.getpagesize()
-limit = used + int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-main()
+for megabytes, arguments in json.loads(sys.argv[1]):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), resource.RLIM_INFINITY))
+    print(arguments[3], file=sys.stderr)
+    main(arguments, standalone_mode=False)
 """
 
 
 @pytest.mark.slow
 def test_when_memory_runs_out_the_budget_is_halved_and_nothing_is_lost(big_cache_model, write_prompts, tmp_path):
-    """A process with 400 MiB to spare: 20 rows of 500 tokens need more, one does not."""
+    """A process with 400 MiB to spare: 20 rows of 500 tokens need more, one does not; beams need twice as much."""
     prompts = write_prompts([{"problem_id": str(number), "prompt": f"fox {number} " * 120} for number in range(20)])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-
-    def generate(out: str, megabytes: int, *options: str) -> subprocess.CompletedProcess:
-        arguments = ["generate", str(big_cache_model), str(prompts), str(tmp_path / out), "--max-new-tokens", "2"]
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(megabytes << 20), *arguments, *options],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    runs = [
+        (
+            megabytes,
+            ["generate", str(big_cache_model), str(prompts), str(tmp_path / out), "--max-new-tokens", "2", *options],
         )
+        for megabytes, out, *options in (
+            (400, "limited", "--batch-tokens", "1000000"),
+            (400, "limited-beams", "--batch-tokens", "1000000", "--beams", "2"),
+            (20_000, "free", "--batch-size", "2"),
+            (20_000, "free-beams", "--batch-size", "4", "--beams", "2"),
+        )
+    ]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(runs)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    limited, beams, free = re.split("limited-beams|free\n", done.stderr)
+    assert "memory ran out" in limited
+    assert "memory ran out" in beams
+    assert "memory ran out" not in free
+    for name in ("", "-beams"):
+        assert (tmp_path / f"limited{name}").read_bytes() == (tmp_path / f"free{name}").read_bytes()
 
-    limited = generate("limited.jsonl", 400, "--batch-tokens", "1000000")
-    assert limited.returncode == 0, limited.stderr
-    assert "memory ran out" in limited.stderr
-    free = generate("free.jsonl", 20_000, "--batch-size", "2")
-    assert free.returncode == 0, free.stderr
-    assert (tmp_path / "limited.jsonl").read_bytes() == (tmp_path / "free.jsonl").read_bytes()
+
+def test_a_model_that_generates_by_itself_tells_that_memory_ran_out(language_model):
+    """The memory of a device without a byte: what torch raises there, from within the model."""
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    answer = Answer(
+        [7, 8],
+        max_new_tokens=3,
+        stop_ids=frozenset(),
+        stop_texts=(),
+        random=Random(0),
+        detokenizer=Detokenizer(language_model.tokenizer),
+    )
+    with language_model.model.register_forward_pre_hook(fail):
+        assert list(generate_all(language_model.model, [answer], SAMPLED)) == [answer]
+    assert (answer.text, answer.error) == ("", "the device has not enough memory")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mft_infer.decoding.answer import Answer
-from mft_infer.decoding.budget import Budget
+from mft_infer.decoding.memory import NOT_ENOUGH, is_out_of_memory
 from mft_infer.decoding.padding import padded
 from mft_infer.decoding.sampling import push_tokens
 from mft_infer.settings import AnswerSettings
@@ -20,45 +20,38 @@ def has_state_of_its_own(model: "PreTrainedModel") -> bool:
     return not supports()
 
 
-def generate_all(
-    model: "PreTrainedModel", answers: list[Answer], settings: AnswerSettings, budget: Budget
-) -> Iterator[Answer]:
-    """All answers as their batches end: prompts of one length together, as such models do not all bear padding."""
-    waiting = sorted(answers, key=lambda answer: len(answer.prompt_ids), reverse=True)
-    while waiting:
-        length = len(waiting[0].prompt_ids)
-        batch = [answer for answer in waiting[: budget.num_rows] if len(answer.prompt_ids) == length]
-        waiting = waiting[len(batch) :]
-        _generate(model, batch, settings)
-        yield from batch
+def generate_all(model: "PreTrainedModel", answers: list[Answer], settings: AnswerSettings) -> Iterator[Answer]:
+    """All answers as they end, one at a time: not all such models bear padding, and RWKV no company at all."""
+    for answer in answers:
+        try:
+            _generate(model, answer, settings)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            answer.fail(NOT_ENOUGH)
+        yield answer
 
 
-def _generate(model: "PreTrainedModel", answers: list[Answer], settings: AnswerSettings) -> None:
+def _generate(model: "PreTrainedModel", answer: Answer, settings: AnswerSettings) -> None:
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    input_ids, mask = padded([answer.prompt_ids for answer in answers], model.device)
-
     def choose(_: "Tensor", logits: "Tensor") -> "Tensor":
-        """Scores that leave only the token that the sampling has chosen; token 0 where an answer has ended."""
-        growing = [index for index, answer in enumerate(answers) if answer.finish_reason is None]
-        push_tokens(logits[growing].float(), settings, [answers[index] for index in growing])
-        chosen = torch.zeros(len(answers), 1, dtype=torch.long, device=logits.device)
-        for index in growing:
-            chosen[index] = answers[index].token_ids[-1]
+        """Scores that leave only the token that the sampling has chosen."""
+        push_tokens(logits.float(), settings, [answer])
+        chosen = torch.tensor([[answer.token_ids[-1]]], device=logits.device)
         return torch.full_like(logits, -torch.inf).scatter(1, chosen, 0.0)
 
     def ended(ids: "Tensor", *_: object) -> "Tensor":
-        return torch.tensor([answer.finish_reason is not None for answer in answers], device=ids.device)
+        return torch.tensor([answer.finish_reason is not None], device=ids.device)
 
+    input_ids, mask = padded([answer.prompt_ids], model.device)
     generate: Any = model.generate
     with torch.inference_mode():
         generate(
             input_ids,
             attention_mask=mask,
-            generation_config=GenerationConfig(
-                do_sample=False, max_new_tokens=max(answer.max_new_tokens for answer in answers), pad_token_id=0
-            ),
+            generation_config=GenerationConfig(do_sample=False, max_new_tokens=answer.max_new_tokens, pad_token_id=0),
             logits_processor=LogitsProcessorList([choose]),
             stopping_criteria=StoppingCriteriaList([ended]),
         )

@@ -3,12 +3,11 @@
 from collections import deque
 from collections.abc import Iterator
 
-import click
-
 from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.batch import PREFILL_TOKENS, Batch
 from mft_infer.decoding.budget import Budget
 from mft_infer.decoding.forward import Forward
+from mft_infer.decoding.memory import NOT_ENOUGH, is_out_of_memory, tell_less
 from mft_infer.settings import AnswerSettings
 
 # Prompts are taken in order of length within windows of so many batches.
@@ -17,7 +16,6 @@ WINDOW_BATCHES = 8
 REFILL_SHARE = 8
 # Room for growth, in tokens, that a new row needs beside its prompt.
 GROWTH_TOKENS = 32
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
 def decode_all(
@@ -52,9 +50,8 @@ class _Schedule:
             try:
                 ended = self._batch.add(entering) if entering else self._batch.step()
                 failure = None
-            # What torch raises when memory ends depends on the device.
             except RuntimeError as error:
-                if not any(text in str(error) for text in OUT_OF_MEMORY):
+                if not is_out_of_memory(error):
                     raise
                 failure = str(error)
             # Out of the except clause, as the traceback holds the tensors of the failed step.
@@ -101,11 +98,11 @@ class _Schedule:
         answers = joined + [answer for group in entering for answer in group if answer not in joined]
         under_way = [answer for answer in answers if answer.finish_reason is None]
         if len(under_way) == 1 and len(answers) == 1:
-            under_way[0].fail("the device has not enough memory")
+            under_way[0].fail(NOT_ENOUGH)
             return answers
         num_tokens = len(answers) * max(len(answer.ids) for answer in answers)
         self._max_tokens = min(self._max_tokens, num_tokens) // 2
-        click.echo(f"memory ran out: at most {self._max_tokens} tokens at a time from here on", err=True)
+        tell_less(self._max_tokens)
         self._batch = Batch(self._forward, self._settings)
         self._waiting.extendleft([answer] for answer in reversed(under_way))
         return [answer for answer in answers if answer.finish_reason is not None]

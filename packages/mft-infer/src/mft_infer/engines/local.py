@@ -9,6 +9,7 @@ from mft_infer.decoding.by_generate import generate_all, has_state_of_its_own
 from mft_infer.decoding.schedule import decode_all
 from mft_infer.engines.request import Request
 from mft_infer.engines.request_reader import RequestReader, completion_of
+from mft_infer.errors import InferError
 from mft_infer.model.language_model import LanguageModel
 from mft_infer.output.generation import Completion
 from mft_infer.prompts.records import Prompt
@@ -21,6 +22,10 @@ class LocalEngine:
     def __init__(
         self, language_model: LanguageModel, settings: AnswerSettings, prompt_settings: PromptSettings, budget: Budget
     ) -> None:
+        if settings.beams > 1 and has_state_of_its_own(language_model.model):
+            raise InferError(
+                "the model keeps its state in a way of its own, which beams cannot share", where=language_model.name
+            )
         self._language_model = language_model
         self._settings = settings
         self._budget = budget
@@ -46,8 +51,8 @@ class LocalEngine:
     def _decode(self, groups: list[list[Answer]]) -> Iterator[Answer]:
         model = self._language_model
         answers = [answer for group in groups for answer in group]
-        if self._settings.beams == 1 and has_state_of_its_own(model.model):
-            return generate_all(model.model, answers, self._settings, self._budget)
+        if has_state_of_its_own(model.model):
+            return generate_all(model.model, answers, self._settings)
         if self._settings.beams == 1:
             return decode_all(model.forward, groups, self._settings, self._budget)
         return search_all(model.model, model.tokenizer, self._reader.stop_ids, answers, self._settings, self._budget)

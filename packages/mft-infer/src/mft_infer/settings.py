@@ -1,5 +1,7 @@
 """What the commands share: which model is loaded and how, and how an answer is made."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -32,6 +34,19 @@ class AnswerSettings:
     stop: tuple[str, ...] = ()
     stop_token: tuple[str, ...] = ()
     logprobs: bool = False
+
+
+# What the settings may be that come from elsewhere than the command line.
+IS_RIGHT: dict[str, Callable[[Any], bool]] = {
+    "max_new_tokens": lambda value: value >= 1,
+    "temperature": lambda value: 0 <= value < math.inf,
+    "top_p": lambda value: 0 < value <= 1,
+    "top_k": lambda value: value >= 0,
+    "min_p": lambda value: 0 <= value <= 1,
+    "repetition_penalty": lambda value: 0 < value < math.inf,
+    "beams": lambda value: value >= 1,
+    "seed": lambda value: -(2**63) <= value < 2**63,
+}
 
 
 @dataclass(frozen=True, slots=True)

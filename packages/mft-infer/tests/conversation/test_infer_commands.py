@@ -46,6 +46,7 @@ def test_params_are_shown_and_changed(session):
     [
         ("/params speed=3", 'no parameter "speed"'),
         ("/params top_p=2", '"2" is no value of top_p'),
+        ("/params temperature=inf", '"inf" is no value of temperature'),
         ("/params top_k=x", '"x" is no value of top_k'),
         ("/nothing", "no command /nothing"),
         ("/save", "needs a FILE"),

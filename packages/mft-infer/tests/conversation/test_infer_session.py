@@ -40,6 +40,34 @@ def test_commands_in_a_pipe_are_messages(run_infer, model_dir):
     assert result.stdout.count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [(b"fox\nd\xffg\n", "the message is no UTF-8, in <stdin> line 2"), ("fox\n" + "dog " * 99, "the message has")],
+)
+def test_a_message_that_cannot_be_answered_ends_a_pipe_after_the_answers(message, error, run_infer, model_dir):
+    result = run_infer("chat", model_dir, "--max-new-tokens", 3, input=message)
+    assert result.exit_code == 1
+    assert result.stdout == run_infer("chat", model_dir, "--max-new-tokens", 3, input="fox\n").stdout
+    assert f"Error: {error}" in result.stderr
+
+
+def test_a_template_that_makes_nothing_is_told(run_infer, damaged):
+    (damaged / "chat_template.jinja").write_text("")
+    result = run_infer("chat", damaged, input="fox\n")
+    assert (result.exit_code, result.stderr) == (1, "Error: the chat template makes nothing of the messages\n")
+
+
+def test_no_part_of_a_stop_text_is_said(language_model):
+    """Every text within the answer stops it, across any tokens; what was said is what the history has."""
+    plain = say(Session(language_model, AnswerSettings(max_new_tokens=24), PromptSettings()), "fox")
+    for start in range(1, len(plain) - 4):
+        settings = AnswerSettings(max_new_tokens=24, stop=(plain[start : start + 4], "never"))
+        session = Session(language_model, settings, PromptSettings())
+        said = say(session, "fox")
+        assert said == plain[: plain.find(settings.stop[0])]
+        assert session.rounds[-1]["content"] == said
+
+
 def test_two_models_answer_a_pipe_one_after_the_other(run_infer, model_dir, adapter_dir):
     options = ("--max-new-tokens", 6)
     both = run_infer("chat", adapter_dir, "--beside", model_dir, *options, input="fox\n").stdout

@@ -1,13 +1,16 @@
 """A conversation with a model, or with two side by side, on a terminal or over pipes."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import click
 
 from mft_infer.conversation.console import chat_on_terminal
 from mft_infer.conversation.pipe import chat_over_pipe
 from mft_infer.conversation.session import Session
+from mft_infer.errors import InferError
 from mft_infer.model.generation_defaults import with_defaults
 from mft_infer.model.language_model import load_language_model
 from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
@@ -33,8 +36,15 @@ def chat(model: str, options: ChatOptions) -> None:
     if sys.stdin.isatty():
         chat_on_terminal(sessions)
     else:
-        lines = (line.rstrip("\r\n") for line in sys.stdin)
-        chat_over_pipe(sessions, lines, lambda text: click.echo(text, nl=False))
+        chat_over_pipe(sessions, _lines(sys.stdin.buffer), lambda text: click.echo(text.encode(), nl=False))
+
+
+def _lines(stream: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InferError("the message is no UTF-8", where=f"<stdin> line {number}") from error
 
 
 def _session(name: str, settings: ModelSettings, options: ChatOptions) -> Session:

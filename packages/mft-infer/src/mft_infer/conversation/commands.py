@@ -8,17 +8,17 @@ from typing import Any
 from mft_infer.conversation.session import Session
 from mft_infer.conversation.transcript import load_conversation, save_conversation
 from mft_infer.errors import InferError
-from mft_infer.settings import AnswerSettings
+from mft_infer.settings import IS_RIGHT, AnswerSettings
 
-# The settings that /params changes: how their text is read, and what it may be.
-PARAMS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
-    "max_new_tokens": (int, lambda value: value >= 1),
-    "temperature": (float, lambda value: value >= 0),
-    "top_p": (float, lambda value: 0 < value <= 1),
-    "top_k": (int, lambda value: value >= 0),
-    "min_p": (float, lambda value: 0 <= value <= 1),
-    "repetition_penalty": (float, lambda value: value > 0),
-    "seed": (int, lambda value: -(2**63) <= value < 2**63),
+# The settings that /params changes, and how their text is read.
+PARAMS: dict[str, Callable[[str], Any]] = {
+    "max_new_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
 }
 
 
@@ -91,12 +91,11 @@ def _params(text: str, sessions: list[Session]) -> str:
 def _changed(settings: AnswerSettings, name: str, text: str) -> AnswerSettings:
     if name not in PARAMS:
         raise InferError(f'there is no parameter "{name}"', fix=f"the parameters are {', '.join(PARAMS)}")
-    read, is_right = PARAMS[name]
     try:
-        value = read(text)
+        value = PARAMS[name](text)
     except ValueError as error:
         raise InferError(f'"{text}" is no value of {name}') from error
-    if not is_right(value):
+    if not IS_RIGHT[name](value):
         raise InferError(f'"{text}" is no value of {name}')
     return replace(settings, **{name: value})
 

@@ -40,6 +40,7 @@ def _turn(line: str, sessions: list[Session], console: "Console") -> None:
     """Carry out a command or answer a message; what goes wrong is told, and the chat goes on."""
     from rich.console import Console
 
+    before = [list(session.rounds) for session in sessions]
     try:
         questions: list[str | None] = [line for _ in sessions]
         if line.strip() == "/retry":
@@ -53,6 +54,8 @@ def _turn(line: str, sessions: list[Session], console: "Console") -> None:
         asked = zip(sessions, questions, strict=True)
         _answer([session.ask(question or "") for session, question in asked], sessions, console)
     except PromptError as error:
+        for session, rounds in zip(sessions, before, strict=True):
+            session.rounds[:] = rounds  # as they were before a /retry
         InferError(error.reason, fix="say less, or begin anew with /reset").show()
     except InferError as error:
         error.show()
@@ -76,9 +79,10 @@ def _answer(answers: list[Generator[str, None, None]], sessions: list[Session], 
                     live.update(Tail(answer_panel(texts, names)))
         except KeyboardInterrupt:
             is_stopped = True
-        for answer in answers:
-            answer.close()
-        console.print(answer_panel(texts, names))
+        finally:
+            for answer in answers:
+                answer.close()
+            console.print(answer_panel(texts, names))
         if is_stopped:
             click.echo("(stopped)", err=True)
     _tell_ends(sessions)

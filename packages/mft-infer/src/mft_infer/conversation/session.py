@@ -8,6 +8,7 @@ from mft_infer.decoding.answer import Answer
 from mft_infer.decoding.by_generate import has_state_of_its_own
 from mft_infer.decoding.continuation import Continuation
 from mft_infer.decoding.detokenizer import Detokenizer
+from mft_infer.decoding.memory import NOT_ENOUGH, is_out_of_memory
 from mft_infer.decoding.sampling import request_random
 from mft_infer.encoding.chat_template import Conversation
 from mft_infer.errors import InferError, PromptError
@@ -43,20 +44,26 @@ class Session:
     def ask(self, content: str) -> Generator[str, None, None]:
         """Answer a message, piece by piece; whatever ends it, question and answer are in the history.
 
-        Raises PromptError, and leaves the history as it was, for a message that does not fit the context.
+        Raises PromptError at once, and leaves the history as it was, for a message that does not fit the context.
         """
         question = {"role": "user", "content": content}
-        ids = self._fitting_ids(question)
+        return self._reply(question, self._fitting_ids(question))
+
+    def _reply(self, question: Message, ids: list[int]) -> Generator[str, None, None]:
         answer = self._answer(ids)
         reply = {"role": "assistant", "content": ""}
         self.rounds += [question, reply]
         num_given = 0
         try:
             for _ in self._continuation.grow(answer, self.answer_settings):
-                piece = answer.text[num_given:]
-                num_given = len(answer.text)
+                piece = answer.text[num_given : answer.num_certain]
+                num_given += len(piece)
                 if piece:
                     yield piece
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InferError(NOT_ENOUGH, fix="begin anew, or say less") from error
         finally:
             reply["content"] = answer.text
             self.finish_reason = answer.finish_reason
@@ -95,6 +102,8 @@ class Session:
         room = min(self.answer_settings.max_new_tokens, limit // ANSWER_SHARE)
         for first in range(0, len(self.rounds) + 1, 2):
             ids = self._ids([*self.rounds[first:], question])
+            if not ids:
+                raise PromptError("the chat template makes nothing of the messages")
             if len(ids) + room <= limit:
                 self.num_left_out = first
                 return ids

@@ -39,6 +39,16 @@ class Answer:
         """The prompt and the answer so far."""
         return self.prompt_ids + self.token_ids
 
+    @property
+    def num_certain(self) -> int:
+        """Characters of the text that no stop text will take away."""
+        if self.finish_reason is not None:
+            return len(self.text)
+        begun = (
+            length for stop in self._stop_texts for length in range(1, len(stop)) if self.text.endswith(stop[:length])
+        )
+        return len(self.text) - max(begun, default=0)
+
     def push(self, token_id: int) -> None:
         """Take in the next token."""
         self.token_ids.append(token_id)

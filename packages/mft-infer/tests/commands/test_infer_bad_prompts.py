@@ -70,6 +70,22 @@ def test_only_errors_are_a_failure_that_keeps_the_file(run_infer, model_dir, wri
     assert json.loads((tmp_path / "out.jsonl").read_text())["error"] == "the prompt is empty"
 
 
+def test_a_resume_that_meets_the_errors_alone_again_is_no_failure(run_infer, model_dir, write_prompts, tmp_path):
+    """Not that of a finished file, nor of one that a kill has cut before the errors were put in their place."""
+    out = tmp_path / "out.jsonl"
+    bad = [{"problem_id": f"bad/{index}", "prompt": ""} for index in range(2)]
+    command = ("generate", model_dir, write_prompts([bad[0], GOOD, bad[1]]), out, "--max-new-tokens", 2, "--resume")
+    assert run_infer(*command).exit_code == 0
+    whole = out.read_bytes()
+    first, good, last = whole.splitlines(keepends=True)
+    for content in (whole, first + last + good):
+        out.write_bytes(content)
+        result = run_infer(*command)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.splitlines()[-1] == "  2 x the prompt is empty"
+        assert out.read_bytes() == whole
+
+
 def test_strict_stops_at_the_first_bad_prompt(run_infer, model_dir, write_prompts, tmp_path):
     prompts = write_prompts([GOOD, {"problem_id": "bad", "prompt": ""}])
     result = run_infer("generate", model_dir, prompts, tmp_path / "out.jsonl", "--strict")

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import stat
 import threading
 import time
@@ -74,6 +75,30 @@ def test_twenty_kills_and_resumes_give_the_file_of_an_uninterrupted_run(whole, m
     # What a kill within the last rename may leave has a name that no other run takes for its own.
     others = {path.name for path in tmp_path.iterdir()} - {"whole.jsonl", "killed.jsonl", "prompts.jsonl"}
     assert all(re.fullmatch(r"\.killed\.jsonl\.[0-9a-f]{16}\.partial", name) for name in others)
+
+
+def run_in_little_room(arguments: list[str]) -> None:
+    """No file may have more than 6,000 bytes, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+    main(arguments, standalone_mode=True)
+
+
+def test_a_full_disk_is_named_and_loses_no_line(whole, model_dir, generate, tmp_path, capfd):
+    out = tmp_path / "full.jsonl"
+    command = ["generate", str(model_dir), str(tmp_path / "prompts.jsonl"), str(out), *map(str, OPTIONS)]
+    process = multiprocessing.get_context("fork").Process(target=run_in_little_room, args=(command,))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert capfd.readouterr().err.splitlines()[-1] == f"Error: File too large, in {out}"
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert set(lines[:-1]) < set(whole.splitlines(keepends=True))
+    assert len(lines) > 5
+    assert generate("full.jsonl", "--resume").exit_code == 0
+    assert out.read_bytes() == whole
+    result = generate("/dev/full")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "Error: No space left on device, in /dev/full"
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 700, 5000])

@@ -23,7 +23,7 @@ from mft_infer.model.language_model import load_language_model
 from mft_infer.model.model_dir import find_model
 from mft_infer.model.text_processor import TextProcessor, load_text_processor
 from mft_infer.output.generation import Generation, to_line
-from mft_infer.output.generations_file import GenerationsFile, Key, check_out, is_stream
+from mft_infer.output.generations_file import GenerationsFile, Key, check_out, is_stream, naming
 from mft_infer.output.in_order import in_order
 from mft_infer.output.resume import finished_lines
 from mft_infer.output.run_record import run_record
@@ -68,7 +68,7 @@ def generate_file(model: str, prompts_path: Path, out_path: Path, options: Gener
     if is_stdout:
         _write_stream(engine, requests, run, sys.stdout.buffer, options)
     elif is_stream(out_path):
-        with out_path.open("wb") as stream:
+        with naming(out_path), out_path.open("wb") as stream:
             _write_stream(engine, requests, run, stream, options)
     else:
         _write_file(engine, requests, run, out_path, options)
@@ -151,7 +151,7 @@ def _write_stream(
     generations = _generations(engine, requests, strict=options.strict)
     if not options.unordered:
         generations = in_order(generations, [_key(request) for request in requests])
-    with _counted(len(requests)) as count:
+    with _counted(len(requests), is_begun=False) as count:
         for generation in generations:
             stream.write(to_line(generation, run, options.format))
             stream.flush()
@@ -170,7 +170,7 @@ def _write_file(
     with GenerationsFile(path, empty=not options.resume) as file:
         if options.resume:
             file.replace(lines.values())
-        with _counted(len(missing)) as count:
+        with _counted(len(missing), is_begun=bool(lines)) as count:
             for generation in _generations(engine, missing, strict=options.strict):
                 lines[generation.key] = to_line(generation, run, options.format)
                 file.append(lines[generation.key])
@@ -195,8 +195,11 @@ def _generations(engine: Engine, requests: list[Request], *, strict: bool) -> It
 
 
 @contextmanager
-def _counted(total: int) -> Iterator[Callable[[Generation], None]]:
-    """A function to be called with each generation, which shows progress; at the end the sums are told."""
+def _counted(total: int, *, is_begun: bool) -> Iterator[Callable[[Generation], None]]:
+    """A function to be called with each generation, which shows progress; at the end the sums are told.
+
+    Raises InferError if there were errors alone, unless an earlier run has had answers (`is_begun`).
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -225,7 +228,7 @@ def _counted(total: int) -> Iterator[Callable[[Generation], None]]:
     click.echo(f"{errors.total()} completions, {num_tokens} tokens in {seconds:.1f} s, {rate:.1f} tokens/s", err=True)
     num_answered = errors.pop("", 0)
     _tell_errors(errors)
-    if errors and not num_answered:
+    if errors and not num_answered and not is_begun:
         raise InferError("no prompt could be answered")
 
 

@@ -3,7 +3,8 @@
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,16 +58,17 @@ class GenerationsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path), self._file:
+            os.fsync(self._file.fileno())
 
     def append(self, line: bytes) -> None:
         """Add a line, which a kill of this process no longer takes away."""
-        self._file.write(line)
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        with naming(self._path):
+            self._file.write(line)
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def replace(self, lines: Iterable[bytes]) -> None:
         """Make the file hold these lines, by one rename, and go on appending to it."""
@@ -75,14 +77,25 @@ class GenerationsFile:
         file = partial_path.open("xb")
         try:
             _lock(file.fileno(), partial_path)
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
+            with naming(self._path):
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
             partial_path.replace(self._path)
         finally:
             partial_path.unlink(missing_ok=True)
         self._file.close()
         self._file = file
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the file to an error of writing, which does not know it: a full disk, as a rule."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def read_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:

@@ -1,5 +1,6 @@
 """The command line of mft-infer: parses, calls one use-case, leaves stdout to the answers."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,17 @@ class TemplateArgument(click.ParamType):
             return name, text
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers, in which NaN and the infinite, which pass as within any, are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return number
+
+
 TEMPLATE_NAMES = {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"}
 DTYPE_OPTION = click.option(
     "--dtype",
@@ -47,14 +59,14 @@ SHARED_OPTIONS = (
     ),
     click.option(
         "--temperature",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         default=0.0,
         show_default=True,
         help="0 takes the likeliest token.",
     ),
     click.option(
         "--top-p",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=FiniteRange(min=0, max=1, min_open=True),
         default=1.0,
         show_default=True,
         help="Sample among the likeliest tokens that hold this probability together.",
@@ -68,14 +80,14 @@ SHARED_OPTIONS = (
     ),
     click.option(
         "--min-p",
-        type=click.FloatRange(min=0, max=1),
+        type=FiniteRange(min=0, max=1),
         default=0.0,
         show_default=True,
         help="Sample among the tokens with at least this share of the likeliest one's probability.",
     ),
     click.option(
         "--repetition-penalty",
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         default=1.0,
         show_default=True,
         help="Divide the scores of tokens that are there already by this.",
@@ -120,10 +132,16 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def check_stop(options: dict[str, Any]) -> None:
-    """Refuses an empty stop text, which would end every answer before its first character."""
+def check_options(model: str, options: dict[str, Any]) -> None:
+    """Refuses what no line of JSON can hold, and an empty stop text, which would end every answer at its beginning."""
     if "" in options["stop"]:
         raise click.UsageError("--stop needs a text")
+    names = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    for name, value in {"MODEL": model, **names}.items():
+        try:
+            orjson.dumps(value)
+        except TypeError as error:
+            raise click.UsageError(f"{name}: {error}") from error
 
 
 def given_options() -> frozenset[str]:
@@ -221,7 +239,7 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
         raise click.UsageError("--engine openai and --base-url go together")
     if options["resume"] and (options["overwrite"] or str(out) == "-"):
         raise click.UsageError("--resume goes on with a file: it takes no --overwrite and no pipe")
-    check_stop(options)
+    check_options(model, options)
     from mft_infer.commands.generate import GenerateOptions, generate_file
 
     with file_errors():
@@ -246,7 +264,7 @@ def generate(model: str, prompts: Path, out: Path, part: str | None, **options: 
 @click.option("--beside", help="Second model, whose answers stand beside the first one's.")
 def chat(model: str, **options: Any) -> None:
     """Talk with MODEL: on a terminal with an editor and commands, from a pipe one message a line."""
-    check_stop(options)
+    check_options(model, options)
     from mft_infer.commands.chat import ChatOptions
     from mft_infer.commands.chat import chat as talk
 

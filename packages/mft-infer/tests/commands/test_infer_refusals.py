@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -73,9 +75,12 @@ def test_bad_models_are_one_line(fails, tmp_path, damaged):
     assert "is a file, not a model directory" in fails(tmp_path / "file", input=PROMPT)
     assert "is no adapter, so it has no base" in fails(damaged, "-", "--base", tmp_path, input=PROMPT)
     assert 'unknown device "gpu7"' in fails(damaged, "-", "--device", "gpu7", input=PROMPT)
+    assert "the device meta has shapes and no numbers" in fails(damaged, "-", "--device", "meta", input=PROMPT)
+    # Rows of 32 inputs are no whole block of 4-bit weights.
+    assert "the rounded model does not run" in fails(damaged, "-", "--quantization", "4bit", input=PROMPT)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "generation_config.json"])
 def test_a_broken_model_file_is_one_line(name, fails, damaged):
     (damaged / name).write_bytes((damaged / name).read_bytes()[:50])
     assert f"in {damaged}" in fails(damaged, input=PROMPT)
@@ -88,16 +93,38 @@ def test_a_model_with_a_missing_weight_is_refused(fails, damaged):
     assert "weight model.layers.1.mlp.up_proj.weight is missing" in fails(damaged, input=PROMPT)
 
 
+@pytest.fixture
+def damaged_adapter(adapter_dir, tmp_path):
+    """A copy of the adapter directory that a test may damage."""
+    return Path(shutil.copytree(adapter_dir, tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("gone", "of the base: there is no model directory gone, in {0}, name it with --base"),
+        ("gone/base", '"gone/base" is no directory here and cannot be had from the hub'),
+        ("gone/base", "or name the base of {0} with --base"),
+    ],
+)
+def test_a_base_that_is_gone_is_told_as_such(base, message, fails, damaged_adapter):
+    path = damaged_adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    assert message.format(damaged_adapter) in fails(damaged_adapter, input=PROMPT)
+
+
+def test_an_adapter_of_another_model_or_without_weights_says_what_is_wrong(fails, big_cache_model, damaged_adapter):
+    assert "size mismatch for" in fails(damaged_adapter, "-", "--base", big_cache_model, input=PROMPT)
+    (damaged_adapter / "adapter_model.safetensors").unlink()
+    assert "the adapter has no weights" in fails(damaged_adapter, input=PROMPT)
+
+
 @pytest.mark.parametrize("edit", [lambda weights: weights.popitem(), lambda weights: weights.clear()])
-def test_an_adapter_with_missing_weights_is_refused(edit, fails, adapter_dir, tmp_path):
-    directory = tmp_path / "adapter"
-    directory.mkdir()
-    for path in adapter_dir.iterdir():
-        (directory / path.name).write_bytes(path.read_bytes())
-    weights = load_file(directory / "adapter_model.safetensors")
+def test_an_adapter_with_missing_weights_is_refused(edit, fails, damaged_adapter):
+    weights = load_file(damaged_adapter / "adapter_model.safetensors")
     edit(weights)
-    save_file(weights, directory / "adapter_model.safetensors")
-    assert "the adapter does not load" in fails(directory, input=PROMPT)
+    save_file(weights, damaged_adapter / "adapter_model.safetensors")
+    assert "the adapter does not load" in fails(damaged_adapter, input=PROMPT)
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(model_dir):

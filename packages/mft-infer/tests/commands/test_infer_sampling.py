@@ -101,12 +101,35 @@ def test_the_generation_config_is_used_where_the_command_line_has_nothing(comple
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -3}, "the temperature -3 of the model's generation config is none"),
+        ({"temperature": float("nan")}, "the temperature nan of"),
+        ({"top_p": "high"}, "the top_p 'high' of"),
+        ({"eos_token_id": "<|end|>"}, "an eos_token_id of the generation config is no number"),
+    ],
+)
+def test_a_generation_config_of_wrong_values_is_refused(changes, message, run_infer, with_defaults, write_prompts):
+    path = with_defaults / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    result = run_infer("generate", with_defaults, write_prompts(PROMPTS), "-", "--generation-config")
+    assert result.exit_code == 1
+    assert f"Error: {message}" in result.stderr
+
+
+@pytest.mark.parametrize(
     "options",
     [
         ("--beams", 2, "--temperature", 1),
         ("--beams", 2, "--logprobs"),
         ("--num-samples", 2),
         ("--seed", 2**63),  # no line could hold it
+        ("--max-new-tokens", 2**64),
+        ("--system", "\udcff"),  # bytes that are no UTF-8
+        ("--template-argument", "name=\udcff"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--top-p", "nan"),
     ],
 )
 def test_settings_that_do_not_go_together_are_wrong_usage(options, run_infer, model_dir):

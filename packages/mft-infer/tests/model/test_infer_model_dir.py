@@ -57,6 +57,8 @@ def test_checkpoints_and_bests_stand_for_their_models(name, place, run_dir, mode
 def test_what_a_run_does_not_have_is_told(run_dir):
     with pytest.raises(InferError, match=r'no best model of task "java", in .*, name one of sql'):
         find_model(str(run_dir / "best" / "java"), None)
+    with pytest.raises(InferError, match=r"the run has no finale, in .*, name .*step-00000020"):
+        find_model(str(run_dir / "finale"), None)
     shutil.rmtree(run_dir / "final")
     with pytest.raises(InferError, match=r"no final model yet, in .*, name .*step-00000020"):
         find_model(str(run_dir), None)

@@ -9,6 +9,7 @@ from mft_infer.errors import InferError
 if TYPE_CHECKING:
     import torch
 
+DEVICES = "use auto, cpu, cuda or cuda:N"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -19,9 +20,12 @@ def find_device(name: str) -> "torch.device":
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise InferError(f'unknown device "{name}"', fix="use auto, cpu, cuda or cuda:N") from error
+        raise InferError(f'unknown device "{name}"', fix=DEVICES) from error
+    if device.type == "meta":
+        raise InferError("the device meta has shapes and no numbers", fix=DEVICES)
+    return device
 
 
 def set_threads() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mft_infer.errors import InferError
-from mft_infer.settings import AnswerSettings
+from mft_infer.settings import IS_RIGHT, AnswerSettings
 
 SAMPLING_NAMES = ("temperature", "top_p", "top_k", "min_p")
 
@@ -31,6 +31,9 @@ def with_defaults(
     if not wanted:
         click.echo(f"the model's generation config has {shown}: not used without --generation-config", err=True)
         return settings
+    for name, value in defaults.items():
+        if not isinstance(value, int | float) or not IS_RIGHT[name](value):
+            raise InferError(f"the {name} {value!r} of the model's generation config is none", fix="give your own")
     used = {name: value for name, value in defaults.items() if name not in given}
     click.echo(f"from the model's generation config: {shown}", err=True)
     if used.get("beams", settings.beams) > 1 and used.get("temperature", settings.temperature) > 0:

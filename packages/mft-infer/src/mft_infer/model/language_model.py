@@ -17,6 +17,8 @@ from mft_infer.settings import ModelSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel(TextProcessor):
@@ -54,6 +56,8 @@ def load_language_model(name: str, settings: ModelSettings) -> LanguageModel:
         except (RuntimeError, AssertionError) as error:
             raise InferError(f"the model does not load on {device}: {first_line(error)}") from error
     model.eval()
+    if settings.quantization is not None:
+        _check_rounded(model, name)
     # What transformers' own generation would otherwise take from it without a word.
     model.generation_config = transformers.GenerationConfig()
     known = {field.name: getattr(processor, field.name) for field in fields(processor)}
@@ -103,6 +107,18 @@ def _rounding(quantization: str | None, dtype: Any, device: Any) -> dict[str, An
     return {**placed, "quantization_config": config}
 
 
+def _check_rounded(model: "PreTrainedModel", name: str) -> None:
+    """Refuses a model with layers of a shape that the rounding's kernels do not take, which shows only when it runs."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    except RuntimeError as error:
+        fix = "use the other --quantization, or none"
+        raise InferError(f"the rounded model does not run: {first_line(error)}", where=name, fix=fix) from error
+
+
 def _auto_class(config: Any) -> Any:
     """What loads the model: as a causal language model, or as one of images and text that is given text alone."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -114,6 +130,8 @@ def _auto_class(config: Any) -> Any:
 
 def _with_adapter(model: "PreTrainedModel", adapter_dir: Path) -> "PreTrainedModel":
     """The model with the adapter's layers in it; the wrapper of PEFT around it is not needed for generation."""
+    if not any((adapter_dir / name).is_file() for name in ADAPTER_WEIGHTS):
+        raise InferError("the adapter has no weights", where=str(adapter_dir), fix=f"it needs {ADAPTER_WEIGHTS[0]}")
     # On some CPUs bitsandbytes, which PEFT imports, warns of a kernel that nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import PeftModel

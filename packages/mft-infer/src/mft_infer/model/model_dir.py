@@ -28,7 +28,12 @@ def find_model(name: str, base: str | None) -> ModelSource:
         _check(model)
         return ModelSource(model, None)
     model = base or _named_base(directory)
-    _check(model)
+    try:
+        _check(model)
+    except InferError as error:
+        if base is not None:
+            raise
+        raise InferError(f"of the base: {error.message}", where=str(directory), fix="name it with --base") from error
     return ModelSource(model, directory)
 
 
@@ -50,6 +55,8 @@ def _model_dir(path: Path) -> Path | None:
             where=str(path.parent),
             fix=f"name one of {', '.join(tasks)}" if tasks else None,
         )
+    if (path.parent / "metrics.jsonl").is_file() and not path.exists():
+        raise InferError(f"the run has no {path.name}", where=str(path.parent), fix=f"name {_latest(path.parent)}")
     return None
 
 

@@ -13,6 +13,7 @@ from mft_infer.model.model_dir import ModelSource
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -51,10 +52,12 @@ def load_text_processor(name: str, source: ModelSource) -> TextProcessor:
     """The processor of the model that `name` stands for; an adapter's own tokenizer goes before its base's."""
     tokenizer = _load_tokenizer(_tokenizer_source(source))
     encoder = PromptEncoder(tokenizer, name)
-    config = _load_config(source.model)
+    config = _load_config(source)
     generation_config = _load_generation_config(source.model, config)
     known = generation_config.eos_token_id
     configured = known if isinstance(known, list) else [known]
+    if not all(isinstance(token_id, int | None) for token_id in configured):
+        raise InferError("an eos_token_id of the generation config is no number", where=source.model)
     return TextProcessor(
         name=name,
         sources=(source.model,) if source.adapter is None else (source.model, str(source.adapter)),
@@ -75,9 +78,9 @@ def load_error(what: str, name: str, error: Exception) -> InferError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The first line of an error's text that says something, with the next one where it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _tokenizer_source(source: ModelSource) -> str:
@@ -97,13 +100,16 @@ def _load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _load_config(name: str) -> Any:
+def _load_config(source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source.model, trust_remote_code=False)
     except Exception as error:  # as above
-        raise load_error("model", name, error) from error
+        failure = load_error("model", source.model, error)
+        if source.adapter is None:
+            raise failure from error
+        raise InferError(failure.message, fix=f"or name the base of {source.adapter} with --base") from error
 
 
 def _load_generation_config(name: str, config: Any) -> Any:
@@ -111,5 +117,8 @@ def _load_generation_config(name: str, config: Any) -> Any:
 
     try:
         return GenerationConfig.from_pretrained(name)
-    except OSError:  # there is none, which is why transformers makes one of the config, too
+    except Exception as error:  # as above
+        if not isinstance(error, OSError) or (Path(name) / GENERATION_CONFIG).exists():
+            raise load_error("generation config", name, error) from error
+        # There is none, which is why transformers makes one of the config, too.
         return GenerationConfig.from_model_config(config)

@@ -125,8 +125,8 @@ for megabytes, arguments in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_when_memory_runs_out_the_budget_is_halved_and_nothing_is_lost(big_cache_model, write_prompts, tmp_path):
-    """A process with 400 MiB to spare: 20 rows of 500 tokens need more, one does not; beams need twice as much."""
-    prompts = write_prompts([{"problem_id": str(number), "prompt": f"fox {number} " * 120} for number in range(20)])
+    """A process with 160 MiB to spare: 20 rows of 170 tokens need more, one does not; beams need twice as much."""
+    prompts = write_prompts([{"problem_id": str(number), "prompt": f"fox {number} " * 40} for number in range(20)])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     runs = [
         (
@@ -134,8 +134,8 @@ def test_when_memory_runs_out_the_budget_is_halved_and_nothing_is_lost(big_cache
             ["generate", str(big_cache_model), str(prompts), str(tmp_path / out), "--max-new-tokens", "2", *options],
         )
         for megabytes, out, *options in (
-            (400, "limited", "--batch-tokens", "1000000"),
-            (400, "limited-beams", "--batch-tokens", "1000000", "--beams", "2"),
+            (160, "limited", "--batch-tokens", "1000000"),
+            (160, "limited-beams", "--batch-tokens", "1000000", "--beams", "2"),
             (20_000, "free", "--batch-size", "2"),
             (20_000, "free-beams", "--batch-size", "4", "--beams", "2"),
         )

@@ -91,6 +91,7 @@ def _rounding(quantization: str | None, dtype: Any, device: Any) -> dict[str, An
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InferError("--quantization needs bitsandbytes", fix='pip install "mft-infer[quantization]"')
+    _quiet_bitsandbytes()
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -105,6 +106,11 @@ def _rounding(quantization: str | None, dtype: Any, device: Any) -> dict[str, An
         bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.bfloat16,
     )
     return {**placed, "quantization_config": config}
+
+
+def _quiet_bitsandbytes() -> None:
+    """No warnings of a kernel that nothing here uses, nor, from every layer and for every token, of a cast."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _check_rounded(model: "PreTrainedModel", name: str) -> None:
@@ -132,8 +138,7 @@ def _with_adapter(model: "PreTrainedModel", adapter_dir: Path) -> "PreTrainedMod
     """The model with the adapter's layers in it; the wrapper of PEFT around it is not needed for generation."""
     if not any((adapter_dir / name).is_file() for name in ADAPTER_WEIGHTS):
         raise InferError("the adapter has no weights", where=str(adapter_dir), fix=f"it needs {ADAPTER_WEIGHTS[0]}")
-    # On some CPUs bitsandbytes, which PEFT imports, warns of a kernel that nothing here uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _quiet_bitsandbytes()  # which PEFT imports
     from peft import PeftModel
 
     try:

@@ -118,7 +118,8 @@ def test_base_stands_in_for_the_adapters_own(complete, adapter_dir, model_dir, r
     assert texts(complete(PROMPTS[:2], "--max-new-tokens", 8, "--base", model_dir, model=moved)) == expected
     result = run_infer("generate", moved, tmp_path / "prompts.jsonl", "-")
     assert result.exit_code == 1
-    assert result.stderr == "Error: there is no model directory /nowhere/at/all\n"
+    reason = "of the base: there is no model directory /nowhere/at/all"
+    assert result.stderr == f"Error: {reason}, in {moved}, name it with --base\n"
 
 
 def test_a_stop_text_ends_the_completion_before_itself(complete):

@@ -73,6 +73,21 @@ def test_a_saved_conversation_is_a_training_record_and_can_be_loaded(session, tm
     assert session.messages() == before
 
 
+def test_questions_without_an_answer_are_not_saved(session, tmp_path):
+    """mft-data takes none of them."""
+    path = tmp_path / "chats.jsonl"
+    answer = session.ask("dog")
+    next(answer)
+    answer.close()
+    session.rounds[-1]["content"] = ""  # as if it had been stopped a little earlier
+    assert run_command(f"/save {path}", [session]) == f"appended to {path}, without 1 with an empty answer"
+    assert [entry["content"] for entry in json.loads(path.read_text())["chat_rounds"]][:2] == ["be", "fox"]
+    assert len(json.loads(path.read_text())["chat_rounds"]) == 3
+    del session.rounds[:2]
+    with pytest.raises(InferError, match="there is no answer to save"):
+        run_command(f"/save {path}", [session])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -60,9 +60,13 @@ def _save(name: str, sessions: list[Session]) -> str:
         raise InferError("/save needs a FILE")
     if not sessions[0].rounds:
         raise InferError("there is nothing to save")
-    for session in sessions:
-        save_conversation(Path(name).expanduser(), session.messages())
-    return f"appended to {name}"
+    conversations = [session.answered_messages() for session in sessions]
+    if not any(conversations):
+        raise InferError("there is no answer to save")
+    for messages in filter(None, conversations):
+        save_conversation(Path(name).expanduser(), messages)
+    num_empty = sum(message["content"].strip() == "" for session in sessions for message in session.rounds[1::2])
+    return f"appended to {name}" + (f", without {num_empty} with an empty answer" if num_empty else "")
 
 
 def _load(name: str, sessions: list[Session]) -> str:

@@ -88,6 +88,12 @@ class Session:
         """The system message, if there is one, and the rounds."""
         return self._system() + self.rounds
 
+    def answered_messages(self) -> list[Message]:
+        """The messages without the questions that have an empty answer; none if none is left."""
+        pairs = zip(self.rounds[::2], self.rounds[1::2], strict=True)
+        answered = [message for pair in pairs if pair[1]["content"].strip() for message in pair]
+        return self._system() + answered if answered else []
+
     def _system(self) -> list[Message]:
         system = self.prompt_settings.system
         return [] if system is None else [{"role": "system", "content": system}]

@@ -1,13 +1,18 @@
 """A session: history, interrupts, the context, what is not read again; and the same over a pipe."""
 
+import io
 import json
 
 import pytest
+import torch
+from rich.console import Console
 
+from mft_infer.conversation.console import take_turn
 from mft_infer.conversation.pipe import chat_over_pipe
 from mft_infer.conversation.session import Session
 from mft_infer.errors import InferError, PromptError
-from mft_infer.settings import AnswerSettings, PromptSettings
+from mft_infer.model.language_model import load_language_model
+from mft_infer.settings import AnswerSettings, ModelSettings, PromptSettings
 
 
 @pytest.fixture
@@ -174,6 +179,39 @@ def test_a_message_that_never_fits_is_refused_and_forgotten(session):
     assert session.rounds == []
     with pytest.raises(InferError, match="context has 96"):
         chat_over_pipe([session], ["the lazy dog " * 40], print)
+
+
+def test_what_one_of_two_models_cannot_take_changes_neither_history(language_model, big_cache_model, capsys):
+    """Not a message that is too long for one of them, nor a /retry that no longer fits one."""
+    wide = load_language_model(str(big_cache_model), ModelSettings(device="cpu"))
+    settings = AnswerSettings(max_new_tokens=2)
+    sessions = [Session(model, settings, PromptSettings()) for model in (wide, language_model)]
+    console = Console(file=io.StringIO())
+    take_turn("fox", sessions, console)
+    before = [list(session.rounds) for session in sessions]
+    assert all(before)
+    take_turn("fox " * 95, sessions, console)
+    assert "the model's context has 96 for it" in capsys.readouterr().err
+    assert [session.rounds for session in sessions] == before
+    take_turn("/system " + "fox " * 95, sessions, console)
+    take_turn("/retry", sessions, console)
+    assert "the model's context has 96 for it" in capsys.readouterr().err
+    assert [session.rounds for session in sessions] == before
+
+
+def test_a_chat_goes_on_after_memory_ran_out(language_model, capsys):
+    session = Session(language_model, AnswerSettings(max_new_tokens=2), PromptSettings())
+    console = Console(file=io.StringIO())
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    with language_model.model.register_forward_pre_hook(fail):
+        take_turn("fox", [session], console)
+    assert "Error: the device has not enough memory" in capsys.readouterr().err
+    take_turn("/retry", [session], console)
+    assert session.rounds[-1]["content"] != ""
+    assert len(session.rounds) == 2
 
 
 def test_a_cut_answer_is_told(session, capsys):

@@ -33,10 +33,10 @@ def chat_on_terminal(sessions: list[Session]) -> None:
         if line.strip() == "/exit":
             return
         if line.strip():
-            _turn(line, sessions, console)
+            take_turn(line, sessions, console)
 
 
-def _turn(line: str, sessions: list[Session], console: "Console") -> None:
+def take_turn(line: str, sessions: list[Session], console: "Console") -> None:
     """Carry out a command or answer a message; what goes wrong is told, and the chat goes on."""
     from rich.console import Console
 

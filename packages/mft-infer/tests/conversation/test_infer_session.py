@@ -199,6 +199,13 @@ def test_what_one_of_two_models_cannot_take_changes_neither_history(language_mod
     assert [session.rounds for session in sessions] == before
 
 
+@pytest.mark.parametrize("line", ["fox \udcff", "/system \udcff"])
+def test_bytes_of_a_terminal_that_are_no_utf_8_are_refused(line, session, capsys):
+    take_turn(line, [session], Console(file=io.StringIO()))
+    assert capsys.readouterr().err == "Error: the message is no UTF-8\n"
+    assert session.messages() == []
+
+
 def test_a_chat_goes_on_after_memory_ran_out(language_model, capsys):
     session = Session(language_model, AnswerSettings(max_new_tokens=2), PromptSettings())
     console = Console(file=io.StringIO())

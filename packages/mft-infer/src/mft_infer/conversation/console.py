@@ -42,6 +42,7 @@ def take_turn(line: str, sessions: list[Session], console: "Console") -> None:
 
     before = [list(session.rounds) for session in sessions]
     try:
+        _check_text(line)
         questions: list[str | None] = [line for _ in sessions]
         if line.strip() == "/retry":
             questions = [session.retry() for session in sessions]
@@ -61,6 +62,14 @@ def take_turn(line: str, sessions: list[Session], console: "Console") -> None:
         error.show()
     except OSError as error:
         InferError(error.strerror or str(error), where=error.filename and str(error.filename)).show()
+
+
+def _check_text(line: str) -> None:
+    """Refuses what a terminal sends that is no UTF-8; the editor hands it on as surrogates."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise InferError("the message is no UTF-8") from error
 
 
 def _answer(answers: list[Generator[str, None, None]], sessions: list[Session], console: "Console") -> None:

@@ -206,6 +206,21 @@ def test_bytes_of_a_terminal_that_are_no_utf_8_are_refused(line, session, capsys
     assert session.messages() == []
 
 
+def test_an_interrupt_before_the_answer_has_begun_ends_no_chat(session, capsys, monkeypatch):
+    console = Console(file=io.StringIO())
+    take_turn("fox", [session], console)
+    before = list(session.rounds)
+
+    def interrupted(_: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_fitting_ids", interrupted)  # while the history is encoded
+        take_turn("/retry", [session], console)
+    assert capsys.readouterr().err.endswith("(stopped)\n")
+    assert session.rounds == before
+
+
 def test_a_chat_goes_on_after_memory_ran_out(language_model, capsys):
     session = Session(language_model, AnswerSettings(max_new_tokens=2), PromptSettings())
     console = Console(file=io.StringIO())

@@ -54,10 +54,13 @@ def take_turn(line: str, sessions: list[Session], console: "Console") -> None:
             raise InferError("there is no question to answer again")
         asked = zip(sessions, questions, strict=True)
         _answer([session.ask(question or "") for session, question in asked], sessions, console)
-    except PromptError as error:
+    except (PromptError, KeyboardInterrupt) as error:
         for session, rounds in zip(sessions, before, strict=True):
             session.rounds[:] = rounds  # as they were before a /retry
-        InferError(error.reason, fix="say less, or begin anew with /reset").show()
+        if isinstance(error, PromptError):
+            InferError(error.reason, fix="say less, or begin anew with /reset").show()
+        else:
+            click.echo("(stopped)", err=True)  # before an answer has begun
     except InferError as error:
         error.show()
     except OSError as error:

@@ -34,12 +34,21 @@ def generate(run_infer, model_dir, write_prompts, tmp_path):
     return run
 
 
-@pytest.fixture
-def whole(generate, tmp_path) -> bytes:
-    """The file of an uninterrupted run."""
-    result = generate("whole.jsonl")
+@pytest.fixture(scope="module")
+def uninterrupted(run_infer, model_dir, tmp_path_factory) -> bytes:
+    """What an uninterrupted run writes, made once for all tests."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    (directory / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS), "utf-8")
+    result = run_infer("generate", model_dir, directory / "prompts.jsonl", directory / "whole.jsonl", *OPTIONS)
     assert result.exit_code == 0, result.output
-    return (tmp_path / "whole.jsonl").read_bytes()
+    return (directory / "whole.jsonl").read_bytes()
+
+
+@pytest.fixture
+def whole(uninterrupted, generate, tmp_path) -> bytes:
+    """The file of an uninterrupted run, which lies in `tmp_path` beside the prompts."""
+    (tmp_path / "whole.jsonl").write_bytes(uninterrupted)
+    return uninterrupted
 
 
 def run_command(arguments: list[str]) -> None:

@@ -27,7 +27,7 @@ SAMPLED = AnswerSettings(temperature=1.4, top_p=0.95)
 def decode(language_model):
     """decode(budget, ...) are the answers to 12 prompts, some samples of each."""
 
-    def run(budget: Budget, settings: AnswerSettings = SAMPLED, num_samples: int = 3, max_new_tokens: int = 24):
+    def run(budget: Budget, settings: AnswerSettings = SAMPLED, num_samples: int = 2, max_new_tokens: int = 20):
         draw = Random(3)
         groups = []
         for number in range(12):

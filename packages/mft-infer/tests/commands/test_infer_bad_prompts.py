@@ -91,3 +91,12 @@ def test_strict_stops_at_the_first_bad_prompt(run_infer, model_dir, write_prompt
     result = run_infer("generate", model_dir, prompts, tmp_path / "out.jsonl", "--strict")
     assert result.exit_code == 1
     assert result.stderr == 'Error: the prompt is empty, at problem "bad"\n'
+
+
+def test_overwrite_keeps_what_is_there_until_a_line_takes_its_place(run_infer, model_dir, write_prompts, tmp_path):
+    prompts, out = write_prompts([{"problem_id": "bad", "prompt": ""}, GOOD]), tmp_path / "out.jsonl"
+    out.write_text("hours of work\n")
+    assert run_infer("generate", model_dir, prompts, out, "--overwrite", "--strict").exit_code == 1
+    assert out.read_text() == "hours of work\n"
+    assert run_infer("generate", model_dir, prompts, out, "--overwrite").exit_code == 0
+    assert [json.loads(line)["problem_id"] for line in out.read_text().splitlines()] == ["bad", GOOD["problem_id"]]

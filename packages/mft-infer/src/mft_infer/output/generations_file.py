@@ -37,7 +37,10 @@ def is_stream(path: Path) -> bool:
 
 
 class GenerationsFile:
-    """An open generations file that this process alone appends to; leaving it closes it with every line on disk."""
+    """An open generations file that this process alone appends to; leaving it closes it with every line on disk.
+
+    With `empty`, what it held goes once there is a line to take its place.
+    """
 
     def __init__(self, path: Path, *, empty: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +51,7 @@ class GenerationsFile:
         except InferError:
             self._file.close()
             raise
-        if empty:
-            self._file.truncate(0)
+        self._is_stale = empty
         self._synced = time.monotonic()
 
     def __enter__(self) -> "GenerationsFile":
@@ -59,11 +61,16 @@ class GenerationsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with naming(self._path), self._file:
+            if self._is_stale and kind is None:
+                self._file.truncate(0)
             os.fsync(self._file.fileno())
 
     def append(self, line: bytes) -> None:
         """Add a line, which a kill of this process no longer takes away."""
         with naming(self._path):
+            if self._is_stale:
+                self._file.truncate(0)
+                self._is_stale = False
             self._file.write(line)
             self._file.flush()
             if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -85,7 +92,7 @@ class GenerationsFile:
         finally:
             partial_path.unlink(missing_ok=True)
         self._file.close()
-        self._file = file
+        self._file, self._is_stale = file, False
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -176,3 +177,76 @@ def other_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+class Server:
+    """A program that has imported everything once and forks what is asked for by a line of JSON."""
+
+    def __init__(self, program, environment=None, machine=None):
+        command = [sys.executable, str(Path(__file__).parent / "running" / program)]
+        command = machine.command(command) if machine else command
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+
+    def ask(self, request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        return json.loads(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+class RankServer(Server):
+    """Runs the ranks of a command, of this machine or of another; rank_server.py says what else can be asked for."""
+
+    def __init__(self, environment=None, machine=None):
+        super().__init__("rank_server.py", environment, machine)
+
+    def start(self, ranks, printed, arguments, **request) -> None:
+        """Starts ranks that print into a file."""
+        self.ask(request | {"arguments": [*map(str, arguments)], "ranks": ranks, "output": str(printed)})
+
+    def run(self, ranks, printed, arguments, **request) -> list[int]:
+        """The exit codes of ranks that print into a file."""
+        self.start(ranks, printed, arguments, **request)
+        return self.answer()
+
+
+class CommandServer(Server):
+    """Runs launches one after the other, without the imports of each, on this machine or on another."""
+
+    def __init__(self, log, environment=None, machine=None):
+        super().__init__("command_server.py", environment, machine)
+        self.log = log
+
+    def start(self, *arguments, **environment) -> int:
+        """The process id of a new run, which leads a process group."""
+        request = {"arguments": ["launch", *map(str, arguments)], "log": str(self.log), "environment": environment}
+        self.ask(request)
+        return self.answer()
+
+    def wait(self) -> int:
+        """The exit code of the run."""
+        return self.answer()
+
+
+@pytest.fixture(scope="module")
+def start_server():
+    """Starts servers of a class, which end with the tests of the module."""
+    with contextlib.ExitStack() as stack:
+
+        def start_server(kind, *arguments):
+            server = {"ranks": RankServer, "commands": CommandServer}[kind](*arguments)
+            stack.callback(server.close)
+            return server
+
+        yield start_server
+
+
+@pytest.fixture(scope="module")
+def rank_server(start_server):
+    return start_server("ranks")

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -71,26 +69,29 @@ def rows(make_row):
     return [[row.input_ids.tolist(), row.loss_mask.tolist(), row.segment_lengths.tolist(), row.task_id] for row in made]
 
 
-def gradients(tiny_model, rows, folder, num_ranks, cases):
-    script, out = folder / "rank.py", folder / f"{num_ranks}.npy"
+@pytest.fixture
+def gradients(rank_server, tiny_model, rows, tmp_path):
+    """What so many ranks find, by case."""
+    script = tmp_path / "rank.py"
     script.write_text(textwrap.dedent(RANK))
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--standalone"]
-    command += [str(script), str(tiny_model), json.dumps(rows), json.dumps(cases), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(zip(map(tuple, cases), np.load(out), strict=True))
+
+    def gradients(num_ranks, cases):
+        printed, out = tmp_path / "printed.txt", tmp_path / f"{num_ranks}.npy"
+        arguments = [tiny_model, json.dumps(rows), json.dumps(cases), out]
+        codes = rank_server.run(num_ranks, printed, arguments, script=str(script))
+        assert codes == [0] * num_ranks, printed.read_text()
+        return dict(zip(map(tuple, cases), np.load(out), strict=True))
+
+    return gradients
 
 
 @pytest.mark.slow
-def test_two_ranks_have_the_gradient_of_one_in_float64(tiny_model, rows, tmp_path):
+def test_two_ranks_have_the_gradient_of_one_in_float64(gradients):
     found = {}
     for num_ranks in (1, 2):
         sizes = [size for ranks, size in SPLITS if ranks == num_ranks]
         cases = list(itertools.product(ENGINES[num_ranks], REDUCTIONS, sizes))
-        found |= {
-            (num_ranks, *case): answer
-            for case, answer in gradients(tiny_model, rows, tmp_path, num_ranks, cases).items()
-        }
+        found |= {(num_ranks, *case): answer for case, answer in gradients(num_ranks, cases).items()}
     for reduction in REDUCTIONS:
         expected = found[1, "ddp", reduction, 1]
         assert np.abs(expected).max() > 1e-3

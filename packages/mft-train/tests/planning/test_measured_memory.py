@@ -6,9 +6,7 @@ when it is freed, so that only what is in use counts. ALL_CELLS=1 in the environ
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 
-SERVER = Path(__file__).parents[1] / "running" / "rank_server.py"
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 ENGINES = {
     "one process": (1, []),
@@ -57,28 +54,17 @@ def config(tmp_path_factory, make_model, make_dataset):
 
 
 @pytest.fixture(scope="module")
-def measure(config):
-    """The most that each rank of a run holds."""
-    server = subprocess.Popen(
-        [sys.executable, str(SERVER)],
-        env=os.environ | FREED_AT_ONCE,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def measure(config, start_server):
+    """What each rank of a run holds, as the server has it."""
+    server = start_server("ranks", os.environ | FREED_AT_ONCE)
 
     def measure(ranks, output, arguments):
         printed, memory = output.with_suffix(".txt"), output.with_suffix(".json")
-        request = {"arguments": ["launch", str(config), f"output={output}", *arguments], "ranks": ranks}
-        server.stdin.write(json.dumps(request | {"output": str(printed), "memory": str(memory)}) + "\n")
-        server.stdin.flush()
-        assert json.loads(server.stdout.readline()) == [0] * ranks, printed.read_text()
+        command = ["launch", config, f"output={output}", *arguments]
+        assert server.run(ranks, printed, command, memory=str(memory)) == [0] * ranks, printed.read_text()
         return json.loads(memory.read_text())
 
-    yield measure
-    server.stdin.close()
-    assert server.wait(60) == 0
+    return measure
 
 
 @pytest.mark.slow
@@ -86,7 +72,7 @@ def measure(config):
 def test_the_plan_is_within_a_tenth_of_what_a_run_takes(config, measure, tmp_path, engine, method):
     ranks, chosen = ENGINES[engine]
     chosen = [*chosen, f"method={method}"]
-    measured = measure(ranks, tmp_path / "run", chosen)
+    measured = [held["most"] for held in measure(ranks, tmp_path / "run", chosen)]
     arguments = ["plan", str(config), "--processes", str(ranks), "--json", *chosen]
     planned = json.loads(CliRunner().invoke(main, arguments).stdout)["memory"]["total_bytes"]
     print(f"{engine}, {method}: {planned >> 20} MiB planned, {[size >> 20 for size in measured]} measured")

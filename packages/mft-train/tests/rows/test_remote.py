@@ -8,8 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -136,31 +134,36 @@ def test_a_file_that_a_crash_cut_off_is_fetched_again(dataset, proxy, cache):
     assert cached(opened(cache)) == wanted(dataset)
 
 
-def train(folder, model, location, name, *arguments, **settings):
-    """Trains in a process of its own; the finished process and the events."""
+@pytest.fixture(scope="module")
+def commands(start_server, tmp_path_factory):
+    return start_server("commands", tmp_path_factory.mktemp("commands") / "log")
+
+
+def train(commands, folder, model, location, name, *arguments, **settings):
+    """Trains in a process of its own, with this one's variables; its exit code, what it prints, and the events."""
     run_dir = folder / name
     values = {"model": str(model), "dataset": str(location), "output": str(run_dir), "max_steps": 16}
     values |= {"global_batch_size": 4, "learning_rate": 0.01, "validation_interval": 5, "trackers": []}
     values |= {"cache": {"directory": str(folder / "cache"), "timeout_seconds": 1.0}, "checkpoint_interval": 0}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values | settings))
-    command = [sys.executable, "-m", "mft_train", "launch", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300, check=False)
+    commands.start(path, *arguments, **os.environ)
+    code, told = commands.wait(), commands.log.read_text()
     metrics = run_dir / "metrics.jsonl"
     events = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    return done, [(event["loss"], event["task_losses"]) for event in events if "loss" in event]
+    return code, told, [(event["loss"], event["task_losses"]) for event in events if "loss" in event]
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_model, proxy):
-    return functools.partial(train, tmp_path, tiny_model)
+def launch(commands, tmp_path, tiny_model, proxy):
+    return functools.partial(train, commands, tmp_path, tiny_model)
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory, tiny_model, dataset):
+def expected(commands, tmp_path_factory, tiny_model, dataset):
     """The losses of the run on local files."""
-    done, losses = train(tmp_path_factory.mktemp("local"), tiny_model, dataset, "local")
-    assert done.returncode == 0, done.stderr
+    code, told, losses = train(commands, tmp_path_factory.mktemp("local"), tiny_model, dataset, "local")
+    assert code == 0, told
     return losses
 
 
@@ -175,13 +178,13 @@ def test_a_run_from_a_faulty_store_has_the_losses_of_a_local_one_within_its_cach
     directory = tmp_path / "cache"
     limit = least_limit(dataset)
     watched = Watch(directory)
-    done, losses = launch(
+    code, told, losses = launch(
         f"s3://{BUCKET}/data",
         "remote",
         cache={"directory": str(directory), "timeout_seconds": 1.0, "limit": limit},
     )
     most = watched.stop()
-    assert done.returncode == 0, done.stderr
+    assert code == 0, told
     assert losses == expected
     assert not any(proxy.faults.values())
     assert 0 < most <= limit
@@ -194,8 +197,8 @@ def test_two_ranks_share_what_is_fetched_and_one_goes_on_elsewhere(dataset, prox
     names = [str(path.relative_to(dataset)) for path in sorted(dataset.glob("train/*/shard.*"))]
     proxy.faults = {name: [fault] for name, fault in zip(names, itertools.cycle(["flip", "error", "short"]))}
     location = f"s3://{BUCKET}/data"
-    done, losses = launch(location, "run", "--processes", "2", checkpoint_interval=8)
-    assert done.returncode == 0, done.stderr
+    code, told, losses = launch(location, "run", "--processes", "2", checkpoint_interval=8)
+    assert code == 0, told
     assert_same_curve(losses, expected)
     assert not any(proxy.faults.values())
     # Once for both ranks, and once more for each fault.
@@ -205,8 +208,8 @@ def test_two_ranks_share_what_is_fetched_and_one_goes_on_elsewhere(dataset, prox
     shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(tmp_path / "run" / "final")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000016")
-    resumed, losses = launch(location, "run", "--resume", checkpoint_interval=8)
-    assert resumed.returncode == 0, resumed.stderr
+    code, told, losses = launch(location, "run", "--resume", checkpoint_interval=8)
+    assert code == 0, told
     assert_same_curve(losses, expected)
     assert {proxy.count(name) for name in wanted(dataset)} == {2}
 
@@ -219,11 +222,11 @@ def assert_same_curve(losses, expected):
 @pytest.mark.slow
 def test_a_shard_that_stays_wrong_ends_the_run_with_one_line(proxy, launch, tmp_path):
     proxy.faults = {"train/large/shard.00003.mds": ["flip", "..."]}
-    done, _ = launch(f"s3://{BUCKET}/data", "wrong")
-    assert done.returncode == 1
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("Error: "))
+    code, told, _ = launch(f"s3://{BUCKET}/data", "wrong")
+    assert code == 1
+    (line,) = (line for line in told.splitlines() if line.startswith("Error: "))
     assert line.startswith("Error: s3://rows/data/train/large/shard.00003.mds cannot be fetched: its bytes are not")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in told
     assert not (tmp_path / "wrong" / "final").exists()
     assert not list((tmp_path / "cache").rglob("train/large/shard.00003.mds"))
 

@@ -1,9 +1,9 @@
 """Runs `mft-train` command lines, launchers and their ranks, as forks of one process, which has imported everything.
 
-Started as a program. Each line of stdin is a JSON object with `arguments` and `log`, a path to write what the command
-prints to; the answers are two lines: the process id of the command, which leads a session of its own, and its exit
-code. A rank that a launcher starts is its child, with the environment that the launcher gives it and a session of its
-own, as if it had been executed.
+Started as a program. Each line of stdin is a JSON object with `arguments`, `log`, a path to write what the command
+prints to, and `environment`, variables that are set for it; the answers are two lines: the process id of the command,
+which leads a session of its own, and its exit code. A rank that a launcher starts is its child, with the environment
+that the launcher gives it and a session of its own, as if it had been executed.
 """
 
 import json
@@ -65,6 +65,7 @@ def serve():
         child = os.fork()
         if child == 0:
             os.setsid()
+            os.environ |= request["environment"]
             log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
             os.dup2(log, 1), os.dup2(log, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             end_with(request["arguments"])

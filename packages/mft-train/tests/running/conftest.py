@@ -4,12 +4,10 @@ They share all other files, as machines of a cluster share the output directory,
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,9 +54,11 @@ class Machine:
                     found.append(int(entry.name))
         return [process for process in found if process != self.holder.pid]
 
-    def kill(self) -> None:
-        """SIGKILL to all of its processes at once."""
+    def kill(self, spared: int | None = None) -> None:
+        """SIGKILL to all of its processes at once, but for one that starts others."""
         for process in self.processes():
+            if process == spared:
+                continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -97,45 +97,6 @@ def connect(stack):
     except subprocess.CalledProcessError as error:
         raise UnavailableError(error.stderr.decode().strip()) from error
     return first, second
-
-
-class CommandServer:
-    """Runs launches one after the other, without the imports of each, in the command server of a machine or of this."""
-
-    def __init__(self, log, environment=None, machine=None):
-        command = [sys.executable, str(Path(__file__).with_name("command_server.py"))]
-        command = machine.command(command) if machine else command
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
-        self.log = log
-
-    def start(self, *arguments) -> int:
-        """The process id of a new run, which leads a process group."""
-        request = {"arguments": ["launch", *map(str, arguments)], "log": str(self.log)}
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def wait(self) -> int:
-        """The exit code of the run."""
-        return int(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(60)
-
-
-@pytest.fixture
-def command_server():
-    """Makes command servers, which end with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def command_server(*arguments):
-            server = CommandServer(*arguments)
-            stack.callback(server.close)
-            return server
-
-        yield command_server
 
 
 @pytest.fixture

@@ -2,14 +2,20 @@
 
 Started as a program. Each line of stdin is a JSON object with `arguments`, the number of `ranks` and `output`, a path
 to write what the ranks print to; the answer is a line of JSON, the exit code of each rank. With `memory`, a path, each
-rank has its anonymous memory watched from before it loads the model: the most above that goes there, as a JSON list.
-With `rows`, a path, each rank adds a line of JSON for every step to a file beside it: the step and the rows that count.
+rank is watched from before it loads the model, and what it holds above that goes there as a JSON list of objects:
+`most`, all of its anonymous memory and its pages of weights' files, at the highest; `loading`, its anonymous memory
+alone until the model is ready to train. With `rows`, a path, each rank adds a line of JSON for every step to a file
+beside it: the step and the rows that count.
+
+With `environments`, an object of variables for each rank, these are the launcher's; with `folders`, a path for each
+rank, it works there. With `script`, a path, the ranks run that Python file with the arguments in place of a command.
 """
 
 import atexit
 import json
 import os
 import re
+import runpy
 import socket
 import sys
 import threading
@@ -45,31 +51,48 @@ def mapped_weights(pid):
 
 def watch(pid, begun, found):
     """Leaves in `found` the most that a process holds above what it did when `begun` appeared."""
+    ready = ready_file(begun)
     while not begun.exists() and resident(pid):
         time.sleep(0.005)
-    base = top = resident(pid)
-    mapped, looks = 0, 0
+    base = top = loading = resident(pid)
+    mapped, looked = 0, 0.0
     while now := resident(pid):
-        if looks % 50 == 0:
-            mapped = mapped_weights(pid)
-        looks += 1
+        if time.monotonic() - looked > 0.2:
+            mapped, looked = mapped_weights(pid), time.monotonic()
         top = max(top, now + mapped)
-        time.sleep(0.001)
-    found[pid] = top - base
+        if not ready.exists():
+            loading = max(loading, now)
+        time.sleep(0.002)
+    found[pid] = {"most": top - base, "loading": loading - base}
+
+
+def begun_file(request, rank):
+    """The file by which a rank says that it begins to load its model."""
+    return Path(f"{request['memory']}.{rank}")
+
+
+def ready_file(begun):
+    """The file by which a rank says that its model is ready to train, beside the one for the beginning."""
+    return Path(f"{begun}.ready")
 
 
 def announce_loading(begun):
-    """Lets this rank say when it begins to load its model, and wait until it has been looked at."""
+    """Lets this rank say when it begins to load its model and when that is ready, and wait until it is looked at."""
     import mft_train.running.train as training
 
-    load = training.load_weights
+    load, check = training.load_weights, training.checked_loss
 
     def load_weights(*arguments):
         begun.touch()
         time.sleep(0.2)
         return load(*arguments)
 
-    training.load_weights = load_weights
+    def checked_loss(*arguments):
+        time.sleep(0.02)
+        ready_file(begun).touch()
+        return check(*arguments)
+
+    training.load_weights, training.checked_loss = load_weights, checked_loss
 
 
 def write_rows(path):
@@ -88,25 +111,42 @@ def write_rows(path):
     Run.step = step
 
 
-def run_rank(arguments, environment, output, begun=None, rows=None):
+def run_rank(request, rank, environment):
     """Becomes a rank of a run; never returns."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ |= environment
-    if begun:
-        announce_loading(begun)
-    if rows:
-        write_rows(rows)
-    end_with(arguments)
+    if "folders" in request:
+        os.chdir(request["folders"][rank])
+    if "memory" in request:
+        announce_loading(begun_file(request, rank))
+    if "rows" in request:
+        write_rows(Path(f"{request['rows']}.{rank}"))
+    end_with(request["arguments"], request.get("script"))
 
 
-def end_with(arguments):
-    """Runs the command in this process and ends it; never returns."""
+def launcher_variables(ranks):
+    """What a launcher of so many ranks on this machine tells each of them."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(ranks)]
+
+
+def end_with(arguments, script=None):
+    """Runs the command, or a Python file, in this process and ends it; never returns."""
     from mft_train.cli import main
 
     try:
-        main(arguments, prog_name="mft-train")
+        if script:
+            sys.argv = [script, *arguments]
+            runpy.run_path(script, run_name="__main__")
+        else:
+            main(arguments, prog_name="mft-train")
         code = 0
     except SystemExit as end:
         code = end.code or 0
@@ -137,22 +177,14 @@ def serve():
     for line in sys.stdin:
         request = json.loads(line)
         ranks = request["ranks"]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
         children, watchers, found = [], [], {}
-        for rank in range(ranks):
-            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)} if ranks > 1 else {}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if ranks > 1 else {}
-            begun = Path(f"{request['memory']}.{rank}") if "memory" in request else None
-            rows = Path(f"{request['rows']}.{rank}") if "rows" in request else None
+        for rank, environment in enumerate(request.get("environments") or launcher_variables(ranks)):
             child = os.fork()
             if child == 0:
-                run_rank(request["arguments"], environment, Path(request["output"]), begun, rows)
+                run_rank(request, rank, environment)
             children.append(child)
-            if begun:
-                watchers.append(threading.Thread(target=watch, args=(child, begun, found)))
+            if "memory" in request:
+                watchers.append(threading.Thread(target=watch, args=(child, begun_file(request, rank), found)))
         for watcher in watchers:  # no fork comes after a thread
             watcher.start()
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,35 +81,22 @@ def base_model(tmp_path_factory, make_model):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, base_model, tiny_dataset):
+def run(tmp_path_factory, base_model, tiny_dataset, rank_server):
     """Runs the config in ranks that are forked from a process which has imported everything."""
     import yaml
 
     folder = tmp_path_factory.mktemp("runs")
-    path = folder / "run.yaml"
+    path, printed = folder / "run.yaml", folder / "printed.txt"
     values = {"model": str(base_model), "dataset": str(tiny_dataset), "output": "given by each run"}
     path.write_text(yaml.safe_dump(values | SETTINGS))
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("rank_server.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
 
-    def run(ranks, output, *arguments, refused=False, **request):
-        printed = folder / "printed.txt"
+    def run(ranks, output, *arguments, **request):
         printed.unlink(missing_ok=True)
-        request |= {"arguments": ["launch", str(path), f"output={output}", *arguments], "ranks": ranks}
-        server.stdin.write(json.dumps(request | {"output": str(printed)}) + "\n")
-        server.stdin.flush()
-        codes = json.loads(server.stdout.readline())
-        assert codes == [1 if refused else 0] * ranks, printed.read_text()
+        codes = rank_server.run(ranks, printed, ["launch", path, f"output={output}", *arguments], **request)
+        assert codes == [0] * ranks, printed.read_text()
         return printed.read_text()
 
-    yield run
-    server.stdin.close()
-    assert server.wait(60) == 0
+    return run
 
 
 @pytest.fixture(scope="module")

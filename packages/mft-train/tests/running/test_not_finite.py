@@ -83,9 +83,9 @@ def test_the_rows_with_a_spoilt_token_are_named_and_no_weight_is_changed(
 
 
 @pytest.mark.slow
-def test_two_processes_name_the_rows_of_both(config, rare_token, command_server, tmp_path):
+def test_two_processes_name_the_rows_of_both(config, rare_token, start_server, tmp_path):
     token_id, rows = rare_token
-    server = command_server(tmp_path / "log")
+    server = start_server("commands", tmp_path / "log")
     server.start(config(poison(token_id)), "--processes", "2")
     assert server.wait() == 1
     assert f"because of training rows {', '.join(rows)}, look at them" in server.log.read_text()

@@ -97,22 +97,40 @@ def test_a_process_that_may_not_be_alone_does_not_train_alone(config, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def on_two_machines(rank_server, tmp_path):
+    """What two ranks say that end with an error, each the only one of its machine, in a folder of its own."""
+
+    def on_two_machines(*arguments):
+        folders = [str(tmp_path / f"machine-{rank}") for rank in range(2)]
+        shared = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            shared["MASTER_PORT"] = str(probe.getsockname()[1])
+        environments = [shared | {"RANK": str(rank)} for rank in range(2)]
+        printed = tmp_path / "printed.txt"
+        asked = {"folders": folders, "environments": environments}
+        assert rank_server.run(2, printed, ["launch", *arguments], **asked) == [1, 1], printed.read_text()
+        return printed.read_text()
+
+    return on_two_machines
+
+
 @pytest.mark.slow
-def test_machines_that_do_not_share_the_output_are_found_at_the_start(config, tmp_path):
-    """Two ranks, each the only one of its machine, with a relative output in folders of their own."""
-    variables = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        variables["MASTER_PORT"] = str(probe.getsockname()[1])
-    ranks = []
+def test_machines_that_do_not_share_the_output_are_found_at_the_start(config, tmp_path, on_two_machines):
     for rank in range(2):
-        folder = tmp_path / f"machine-{rank}"
-        folder.mkdir()
-        line = [sys.executable, "-m", "mft_train", "launch", str(config), "output=run"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen(line, cwd=folder, env=environment(RANK=str(rank), **variables), **pipes))
-    for rank, process in enumerate(ranks):
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 1
-        assert 'output "run" is not the same directory in rank 0 and in rank 1' in told, (rank, told)
+        (tmp_path / f"machine-{rank}").mkdir()
+    told = on_two_machines(config, "output=run")
+    assert told.count('output "run" is not the same directory in rank 0 and in rank 1') == 2, told
     assert not (tmp_path / "machine-0" / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [[], ["distributed.engine=deepspeed", "distributed.stage=2"]])
+def test_machines_with_different_bases_are_found_at_the_start(config, tmp_path, make_model, on_two_machines, engine):
+    """Frozen weights are not sent, so that each machine would train on its own."""
+    for rank in range(2):
+        make_model(tmp_path / f"machine-{rank}" / "base", initializer_range=0.1 + 0.1 * rank)
+    told = on_two_machines(config, "model=base", *engine)
+    assert told.count('model "base" is not the same on machine 0 and on machine 1') == 2, told
+    assert not (tmp_path / "run").exists()

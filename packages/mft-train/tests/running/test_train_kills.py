@@ -99,9 +99,9 @@ def starter(environment, tmp_path):
 
 
 @pytest.fixture
-def server(command_server, environment, tmp_path):
+def server(start_server, environment, tmp_path):
     """Starts runs of several processes, whose ranks are forks too."""
-    return command_server(tmp_path / "log", environment)
+    return start_server("commands", tmp_path / "log", environment)
 
 
 def events(run_dir, kind):

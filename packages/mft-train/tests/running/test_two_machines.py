@@ -2,10 +2,9 @@
 
 import itertools
 import json
-import subprocess
-import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,15 +14,25 @@ from mft_train.rows.row_stream import RowStream, StreamPosition
 
 MEASURED = {"tokens_per_second", "peak_memory_bytes", "num_steps"}  # the last is of a run that is made shorter
 PORT = 29_511
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-def launch(machine, path, rank, *arguments):
-    """A run of one process on a machine, one of two of them."""
-    options = ["--machines", "2", "--machine-rank", rank, "--main-address", f"10.87.0.1:{PORT}"]
-    return subprocess.Popen(
-        machine.command([sys.executable, "-m", "mft_train", "launch", path, *options, *arguments]), **PIPES
-    )
+def launch(server, path, rank, *arguments):
+    """The process id of a run of one process on a machine, one of two of them."""
+    options = ["--machines", 2, "--machine-rank", rank, "--main-address", f"10.87.0.1:{PORT}"]
+    return server.start(path, *options, *arguments)
+
+
+def is_running(process):
+    return Path(f"/proc/{process}").exists()
+
+
+def end_of(server, process, seconds):
+    """The exit code of a run and what it has printed, which may take so long."""
+    deadline = time.monotonic() + seconds
+    while is_running(process):
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.02)
+    return server.wait(), server.log.read_text()
 
 
 def events(run_dir, kind):
@@ -31,46 +40,53 @@ def events(run_dir, kind):
     return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines if line["event"] == kind]
 
 
-def wait_for_step(run_dir, step, started):
+def wait_for_step(run_dir, step, started, servers):
     """Until that step of a run is in its events; what ends before is an error."""
     text = f'"event":"train","global_step":{step},'
     while not (run_dir / "metrics.jsonl").is_file() or text not in (run_dir / "metrics.jsonl").read_text():
-        assert [process.poll() for process in started] == [None, None], [process.communicate() for process in started]
+        assert all(map(is_running, started)), [server.log.read_text() for server in servers]
         time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one_and_each_sees_the_other_end(machines, tmp_path, tiny_model, tiny_dataset):
+def test_two_machines_train_as_one_and_each_sees_the_other_end(
+    machines, tmp_path, tiny_model, tiny_dataset, start_server
+):
     settings = {"max_steps": 400, "global_batch_size": 4, "learning_rate": 0.001, "validation_interval": 100}
     settings |= {"checkpoint_interval": 5, "trackers": [], "schedule": "constant"}
     values = {"model": str(tiny_model), "dataset": str(tiny_dataset), "output": str(tmp_path / "run")}
     path, run_dir, whole = tmp_path / "run.yaml", tmp_path / "run", tmp_path / "whole"
     path.write_text(yaml.safe_dump(settings | values))
+    servers = [
+        start_server("commands", tmp_path / f"log-{rank}", None, machine) for rank, machine in enumerate(machines)
+    ]
     first_step, resumed_at, arguments = 1, [], []
     for killed in (1, 0):
-        started = [launch(machine, path, rank, *arguments) for rank, machine in enumerate(machines)]
-        wait_for_step(run_dir, first_step + 6, started)
+        left = 1 - killed
+        started = [launch(server, path, rank, *arguments) for rank, server in enumerate(servers)]
+        wait_for_step(run_dir, first_step + 6, started, servers)
         begun = time.monotonic()
-        machines[killed].kill()
-        _, told = started[1 - killed].communicate(timeout=120)
+        machines[killed].kill(spared=servers[killed].process.pid)
+        code, told = end_of(servers[left], started[left], 120)
         assert time.monotonic() - begun < 60
-        assert started[killed].wait(timeout=10) == -9
-        assert started[1 - killed].returncode == 1
+        assert servers[killed].wait() == -9
+        assert code == 1
         (line,) = [line for line in told.splitlines() if "rror" in line]
-        assert line.startswith(f"Error: the connection to other machines is lost: this is machine {1 - killed} of 2")
+        assert line.startswith(f"Error: the connection to other machines is lost: this is machine {left} of 2")
         latest = max(int(name.name.removeprefix("step-")) for name in (run_dir / "checkpoints").glob("step-*"))
         resumed_at.append(f"step-{latest:08d}")
         first_step, arguments = latest + 1, ["--resume"]
     end = f"max_steps={first_step + 10}"
-    started = [launch(machine, path, rank, "--resume", end) for rank, machine in enumerate(machines)]
-    told = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0], told
-    assert [stdout for stdout, _ in told] == [f"{run_dir / 'final'}\n"] * 2
+    started = [launch(server, path, rank, "--resume", end) for rank, server in enumerate(servers)]
+    for server, process in zip(servers, started, strict=True):
+        code, told = end_of(server, process, 300)
+        assert code == 0, told
+        assert told.splitlines()[-1] == str(run_dir / "final")
     assert [line["checkpoint"] for line in events(run_dir, "resume")] == resumed_at
 
-    command = [sys.executable, "-m", "mft_train", "launch", path, f"output={whole}", end, "--processes", "2"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    process = servers[0].start(path, f"output={whole}", end, "--processes", 2)
+    code, told = end_of(servers[0], process, 300)
+    assert code == 0, told
     for kind in ("train", "validation"):
         assert events(run_dir, kind) == events(whole, kind)
     final = {path.name: path.read_bytes() for path in (whole / "final").glob("*.safetensors")}
@@ -108,24 +124,27 @@ RANK = """
 
 @pytest.mark.slow
 def test_no_row_is_repeated_or_skipped_as_processes_and_machines_come_and_go(
-    machines, tmp_path, tiny_dataset, monkeypatch
+    machines, tmp_path, tiny_dataset, monkeypatch, start_server
 ):
     """One process, two machines with one each, with two each, one process: the steps of one from end to end."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     script = tmp_path / "rank.py"
     script.write_text(textwrap.dedent(RANK))
 
+    servers = [start_server("ranks", None, machine) for machine in machines]
+
     def on_two_machines(position, num_steps, processes):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--nnodes=2"]
-        command += ["--master-addr=10.87.0.1", f"--master-port={PORT}"]
-        arguments = [script, tiny_dataset, json.dumps([position.epoch, position.rows]), num_steps]
-        started = [
-            subprocess.Popen(machine.command([*command, f"--node-rank={rank}", *arguments]), **PIPES)
-            for rank, machine in enumerate(machines)
-        ]
-        told = [process.communicate(timeout=200) for process in started]
-        assert [process.returncode for process in started] == [0, 0], told
-        taken, position = map(json.loads, told[0][0].splitlines()[-2:])
+        arguments = [tiny_dataset, json.dumps([position.epoch, position.rows]), num_steps]
+        shared = {"WORLD_SIZE": 2 * processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "10.87.0.1"}
+        printed = [tmp_path / f"printed-{number}-{processes}" for number in range(2)]
+        for number, server in enumerate(servers):
+            ranks = [{"LOCAL_RANK": local, "RANK": number * processes + local} for local in range(processes)]
+            variables = [{name: str(value) for name, value in (shared | rank).items()} for rank in ranks]
+            variables = [each | {"MASTER_PORT": str(PORT)} for each in variables]
+            server.start(processes, printed[number], arguments, environments=variables, script=str(script))
+        codes = [server.answer() for server in servers]
+        assert codes == [[0] * processes] * 2, [path.read_text() for path in printed]
+        taken, position = map(json.loads, printed[0].read_text().splitlines()[-2:])
         return taken, StreamPosition(*position)
 
     def alone(position, num_steps):

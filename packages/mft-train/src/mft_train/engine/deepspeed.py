@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mft_train.config.json_file import read_json
-from mft_train.engine.plain import PlainEngine, autocast_forward, set_rate
+from mft_train.engine.plain import PlainEngine, autocast_forward, read_alike, set_rate
 from mft_train.errors import TrainError
 from mft_train.model.decoder_layers import decoder_layers
 
@@ -69,6 +69,10 @@ class DeepSpeedEngine(PlainEngine):
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if self.stage == 3:
             separate_adapters(model)  # weights are gathered for the module that is called
+        else:
+            for name in read_alike(model):
+                weight: Any = model.get_parameter(name)
+                weight.ds_optim_param = True  # its mark of a weight that rank 0 does not send
         autocast_forward(model, self.accelerator)
         settings = deepspeed_settings(
             self.config, self.accelerator.num_processes, self.accelerator.device.type, buffer_sizes(self.config, model)

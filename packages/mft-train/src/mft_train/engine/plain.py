@@ -31,11 +31,20 @@ class PlainEngine:
         """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
         return False
 
+    @property
+    def is_casting(self) -> bool:
+        """Whether `prepare` makes float32 of the weights that are trained, piece by piece."""
+        return False
+
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[Any, Any]:
         """The model as the step uses it, and its optimizer."""
-        return self.accelerator.prepare(model, build_optimizer(model))
+        from torch.nn.parallel import DistributedDataParallel
+
+        optimizer = build_optimizer(model)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, read_alike(model))
+        return self.accelerator.prepare(model, optimizer)
 
     def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         """The context of one forward and backward pass: ranks exchange gradients in the step's last one only."""
@@ -97,6 +106,16 @@ class PlainEngine:
         """A flat moment as the optimizer keeps it beside a parameter."""
         is_each = getattr(value, "shape", None) == (parameter.numel(),)
         return value.view(parameter.shape) if is_each else value
+
+
+def read_alike(model: nn.Module) -> list[str]:
+    """The names of the weights that every rank has from the same files and keeps as they are: nobody has to send them.
+
+    A weight that is received is written to, and no longer a page of its file, which the ranks of a machine share.
+    """
+    if hasattr(model, "initial_factors"):  # each rank has taken its adapters from the base by its own arithmetic
+        return []
+    return [name for name, weight in model.named_parameters() if not weight.requires_grad]
 
 
 def autocast_forward(model: Any, accelerator: Accelerator) -> None:

@@ -94,6 +94,10 @@ def start_accelerator(config: RunConfig, world: World, compute: Compute) -> Acce
         mixed_precision="bf16" if compute.dtype == "bfloat16" else "no",
         kwargs_handlers=[InitProcessGroupKwargs(**settings)],
     )
+    if on_cpu:
+        # accelerate numbers it as if it were one of several: weights that move from "cpu" to "cpu:0" are copied.
+        state: Any = accelerator.state
+        state.device = compute.device
     found = accelerator.distributed_type.value
     # A launcher's only process is a group of one.
     expected = {"MULTI_CPU" if on_cpu else "MULTI_GPU"} | ({"NO"} if world.world_size == 1 else set())

@@ -15,6 +15,8 @@ NUM_READERS = 8
 SAMPLE_BYTES = 4096
 # In the order in which transformers looks for them: one file, or the index of several.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Types of weights, as safetensors files name them.
+STORED_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def base_identity(model: str) -> str:
@@ -78,6 +80,25 @@ def stored_tensors(path: Path) -> list[tuple[str, str, list[int], Path, int, int
         start, stop = entry["data_offsets"]
         found.append((name, entry["dtype"], entry["shape"], path, 8 + header_size + start, stop - start))
     return found
+
+
+def stored_weights(model: str) -> tuple[str | None, int]:
+    """The type of a model's stored weights, None if it is unknown or not one, and the bytes that its files can map.
+
+    A model on the hub, or without safetensors files, is not looked into.
+    """
+    if not Path(model).is_dir():
+        return None, 0
+    try:
+        names = weight_names(Path(model))
+    except TrainError:
+        return None, 0
+    if not all(name.endswith(".safetensors") for name in names):
+        return None, 0
+    tensors = [tensor for name in names for tensor in stored_tensors(Path(model, name))]
+    types = {dtype for _, dtype, *_ in tensors}
+    only = STORED_TYPES.get(types.pop()) if len(types) == 1 else None
+    return only, sum(size for *_, size in tensors)
 
 
 def weight_names(directory: Path) -> list[str]:

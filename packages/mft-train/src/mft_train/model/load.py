@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mft_train.errors import TrainError, first_line, is_out_of_memory
 from mft_train.model import segment_attention
 from mft_train.model.adapter import add_adapter
+from mft_train.model.base_weights import stored_weights
 from mft_train.model.lora_linear import fuse_adapters
 from mft_train.model.quantization import keep_exact, quantized_loading
 
@@ -32,6 +33,7 @@ def load_model(
     *,
     is_placed: bool = True,
     is_hollow: bool = False,
+    is_cast: bool = True,
 ) -> PreTrainedModel:
     """The model to train, in train mode; raises TrainError if it does not fit the dataset.
 
@@ -39,6 +41,7 @@ def load_model(
     memory until they are written to.
 
     Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
+    Without `is_cast` full training gets them as they lie in their files: pages of these, no memory of the process.
     `weights_dir` holds a full model of the same shape, as a checkpoint does, whose weights replace the base's.
     """
     import torch
@@ -47,7 +50,13 @@ def load_model(
     segment_attention.register()
     frozen_base = config.method != "full"
     dtype = getattr(torch, compute.dtype) if frozen_base else torch.float32
-    model = hollow_base(config, compute, dtype) if is_hollow else load_base(config, compute, dtype, weights_dir)
+    if is_hollow:
+        model = hollow_base(config, compute, dtype)
+    else:
+        stored, _ = stored_weights(str(weights_dir or config.model))
+        own = dtype if stored is None or is_cast or frozen_base else getattr(torch, stored)
+        model = load_base(config, compute, own, weights_dir)
+        model.config.dtype = dtype
     vocabulary = num_embeddings(model)
     if dataset.max_token_id >= vocabulary:
         raise TrainError(

@@ -16,6 +16,7 @@ from mft_train.errors import TrainError
 from mft_train.model.compute import run_device, settle_compute
 from mft_train.model.load import empty_model
 from mft_train.optimization.schedule import num_run_steps
+from mft_train.planning.loading import Loading, estimate_loading
 from mft_train.planning.memory import (
     TRAINED_BYTES,
     USABLE_SHARE,
@@ -53,6 +54,7 @@ class Plan:
     supervised_tokens_per_step: int
     gradient_checkpointing: bool
     memory: Memory
+    loading: Loading
     tasks: list[TaskShare]
     best_models_bytes: int  # on disk, at most, for the best models of tasks
     smallest: dict[str, int | None] | None = None
@@ -137,6 +139,7 @@ def make_plan(config: RunConfig, dataset: DatasetDir, num_processes: int, gpu_by
         supervised_tokens_per_step=round(supervised * config.global_batch_size),
         gradient_checkpointing=compute.gradient_checkpointing,
         memory=estimate_memory(config, compute, dataset, model, num_processes),
+        loading=estimate_loading(config, compute, model, num_processes),
         tasks=shares,
         best_models_bytes=len(candidates(config, dataset)) * trained * TRAINED_BYTES,
         smallest=smallest_numbers(config, compute, dataset, model, gpu_bytes) if gpu_bytes else None,
@@ -148,9 +151,11 @@ def to_json(plan: Plan) -> str:
     document = asdict(plan)
     memory = {f"{name}_bytes": value for name, value in document.pop("memory").items()}
     memory["total_bytes"] = plan.memory.total
+    loading = {f"{name}_bytes": value for name, value in document.pop("loading").items()}
+    loading["machine_bytes"] = plan.loading.machine(plan.processes)
     if plan.smallest is None:
         del document["smallest"]
-    return orjson.dumps({**document, "memory": memory}, option=orjson.OPT_INDENT_2).decode()
+    return orjson.dumps({**document, "memory": memory, "loading": loading}, option=orjson.OPT_INDENT_2).decode()
 
 
 def to_text(plan: Plan) -> str:
@@ -176,6 +181,7 @@ def to_text(plan: Plan) -> str:
     lines.append(("memory, total", f"{readable(plan.memory.total)} per process (estimate)"))
     if host:
         lines.append(("host memory", f"{readable(host)} per process"))
+    lines.append(("host memory, loading", loading_text(plan)))
     if plan.best_models_bytes:
         lines.append(("disk, best models of tasks", f"{readable(plan.best_models_bytes)} at most"))
     for name, number in (plan.smallest or {}).items():
@@ -185,3 +191,14 @@ def to_text(plan: Plan) -> str:
     width = max(len(label) for label, _ in lines)
     table = [f"{label:{width}}  {value}" for label, value in lines]
     return "\n".join([*table, "", *to_lines(plan.tasks)])
+
+
+def loading_text(plan: Plan) -> str:
+    """The host memory of loading, in words."""
+    loading, several = plan.loading, plan.processes > 1
+    parts = [f"{readable(loading.rank_0)} in rank 0" if several else readable(loading.rank_0)]
+    if several:
+        parts.append(f"{readable(loading.other_ranks)} in each other rank")
+    parts.append(f"{readable(loading.files)} of files")
+    total = f"; {readable(loading.machine(plan.processes))} on a machine with all" if several else ""
+    return f"{', '.join(parts)}{total} (at most)"

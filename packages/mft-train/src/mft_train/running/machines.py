@@ -93,7 +93,8 @@ def launcher_options(asked: Machines, environment: Mapping[str, str]) -> list[st
     """Options of `accelerate launch` for the processes of one machine."""
     threads = max(1, len(os.sched_getaffinity(0)) // asked.processes)
     options = [
-        "--multi_gpu",  # or the CPU, where there is no GPU
+        # Its only launcher of several processes, which also start where there is no GPU; `--cpu` starts one alone.
+        "--multi_gpu",
         f"--num_machines={asked.machines}",
         f"--num_processes={asked.world_size}",  # accelerate counts those of all machines
         f"--num_cpu_threads_per_process={environment.get('OMP_NUM_THREADS', threads)}",

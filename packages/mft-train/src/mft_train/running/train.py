@@ -23,6 +23,7 @@ from mft_train.checkpoint.validation_record import best_score
 from mft_train.checkpoint.weights import Origin
 from mft_train.checkpoint.writer import CheckpointWriter
 from mft_train.config.config_file import write_config
+from mft_train.engine.same_base import check_same_base
 from mft_train.engine.start import description, start_engine
 from mft_train.errors import TrainError
 from mft_train.loss.loss_head import LossHead
@@ -93,6 +94,8 @@ def train(
     check_compile(config, compute)
     with locked_output(accelerator, run_dir, world):
         start = find_start(config, compute, dataset, world, is_resume=is_resume, is_forced=is_forced)
+        if not engine.is_filled:
+            check_same_base(config.model, world)
         set_seed(config.seed)
         model = load_weights(config, compute, dataset, engine, start.checkpoint)
         accelerator.wait_for_everyone()
@@ -175,7 +178,15 @@ def load_weights(
     weights_dir = checkpoint / "model" if checkpoint else None
     is_hollow = engine.is_filled and not engine.accelerator.is_main_process
     full_dir = weights_dir if config.method == "full" else None
-    model = load_model(config, compute, dataset, full_dir, is_placed=not engine.is_filled, is_hollow=is_hollow)
+    model = load_model(
+        config,
+        compute,
+        dataset,
+        full_dir,
+        is_placed=not engine.is_filled,
+        is_hollow=is_hollow,
+        is_cast=not engine.is_casting,
+    )
     if config.method == "full" or is_hollow:
         return model
     if not (weights_dir and load_adapter(model, weights_dir, config.lora.init)):

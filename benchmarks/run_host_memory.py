@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/run_host_memory.py [--hidden 2048] [--layers 16] [--method lora]
 
 Prints, for each engine, the most anonymous memory of every rank (what a process holds itself; files that it has mapped
-are the page cache's), beside a process that only imports what a run imports.
+are the page cache's), beside a process that only imports what a run imports, and what `plan` says of the run: the
+memory of training, which on a CPU has the frozen weights in it wherever they lie, and that of loading.
 """
 
 from __future__ import annotations
@@ -81,13 +82,26 @@ def peaks(command: list[str]) -> dict[str, int]:
     return highest
 
 
+def planned(config: Path, ranks: int, overrides: list[str]) -> dict[str, str]:
+    """What the plan of a run says of its memory."""
+    command = [sys.executable, "-m", "mft_train", "plan", str(config), "--processes", str(ranks), "--json", *overrides]
+    document = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    loading = {name.removesuffix("_bytes"): gib(size) for name, size in document["loading"].items()}
+    return {"training": gib(document["memory"]["total_bytes"]), **loading}
+
+
+def gib(size: int) -> str:
+    """A number of bytes in GiB."""
+    return f"{size / 2**30:.2f} GiB"
+
+
 def main() -> None:
     """Runs every engine and prints a line for each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--method", default="lora")
-    parser.add_argument("--only", default="", help="engines whose name begins so")
+    parser.add_argument("--only", nargs="*", default=[""], help="engines whose name begins so")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base, dataset, config = Path(folder, "base"), Path(folder, "dataset"), Path(folder, "run.yaml")
@@ -108,15 +122,16 @@ print(model.num_parameters())
         lines |= {"timeout_seconds": 1800}
         imports = [sys.executable, "-c", "import mft_train.running.train, peft, deepspeed, streaming, transformers"]
         print(f"{parameters:,} parameters, {parameters * 4 / 2**30:.2f} GiB in float32, method {options.method}")
-        print(json.dumps({"imports": {rank: f"{size / 2**30:.2f} GiB" for rank, size in peaks(imports).items()}}))
+        print(json.dumps({"imports": {rank: gib(size) for rank, size in peaks(imports).items()}}), flush=True)
         for name, (ranks, overrides) in RUNS.items():
-            if not name.startswith(options.only):
+            if not name.startswith(tuple(options.only)):
                 continue
             settings = lines | {"output": Path(folder, name.replace(" ", "-").replace(",", ""))}
             config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
             command = [sys.executable, "-m", "mft_train", "launch", str(config), "--processes", str(ranks), *overrides]
             found = peaks(command)
-            print(json.dumps({name: {rank: f"{found[rank] / 2**30:.2f} GiB" for rank in sorted(found)}}), flush=True)
+            measured = {rank: gib(found[rank]) for rank in sorted(found)}
+            print(json.dumps({name: measured | {"plan": planned(config, ranks, overrides)}}), flush=True)
 
 
 if __name__ == "__main__":

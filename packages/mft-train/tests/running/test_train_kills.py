@@ -22,7 +22,7 @@ from mft_train.running.run_lock import sole_run
 
 NUM_KILLS = 10
 SETTINGS = {
-    "max_steps": 90,
+    "max_steps": 48,
     "global_batch_size": 4,
     "learning_rate": 0.01,
     "lora": {"dropout": 0.1},

@@ -150,6 +150,17 @@ def test_the_table_says_what_is_an_estimate(plan):
     estimates = [line.split("  ")[0] for line in lines if line.endswith("(estimate)")]
     assert estimates == ["memory, logits", "memory, activations", "memory, total"]
     assert any(line.startswith("memory, gradient buckets") for line in lines)
+    (loading,) = [line for line in lines if line.startswith("host memory, loading")]
+    assert loading.endswith("on a machine with all (at most)")
+
+
+def test_loading_counts_what_is_not_used_as_it_is_stored(plan):
+    as_stored, cast = (json.loads(plan("--json", dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    trained = 4 * as_stored["trainable_parameters"]
+    frozen = as_stored["parameters"] - as_stored["trainable_parameters"]
+    assert as_stored["loading"]["rank_0_bytes"] == trained
+    assert cast["loading"]["rank_0_bytes"] == trained + 2 * frozen
+    assert {document["loading"]["files_bytes"] for document in (as_stored, cast)} == {4 * frozen}
 
 
 def test_a_plan_makes_the_checks_of_a_run(run_config, tmp_path):

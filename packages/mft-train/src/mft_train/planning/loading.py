@@ -51,8 +51,10 @@ def estimate_loading(config: RunConfig, compute: Compute, model: PreTrainedModel
     is_in_host = compute.device.type == "cpu" or config.distributed.offload_parameters
     if holds_shares(config.distributed) and config.method != "qlora":
         # Rank 0 alone reads the model, the others get it piece by piece.
-        others = count_trained(model) * TRAINED_BYTES * (config.method != "full")
-        others += largest_piece(model, config, compute)
+        piece = largest_piece(model, config, compute)
+        others = piece + count_trained(model) * TRAINED_BYTES * (config.method != "full")
+        if config.distributed.engine == "deepspeed":  # as measured: one more is there than the weight that is shared
+            own, others = own + piece, others + piece
     if is_in_host:
         kept = kept_bytes(model, config, compute, num_processes)
     return Loading(own + kept, others + kept, files)

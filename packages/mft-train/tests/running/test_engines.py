@@ -293,6 +293,22 @@ def test_settings_of_speed_and_memory_change_no_loss(run, alone, tmp_path, setti
 
 
 @pytest.mark.slow
+def test_fsdp_trains_a_base_that_is_stored_in_bfloat16_in_float32(run, tmp_path, base_model):
+    """It makes float32 of a layer at a time, one process of the whole model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    stored = tmp_path / "stored"
+    AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16).save_pretrained(stored)
+    chosen = [*METHODS["full"], f"model={stored}", "max_steps=2", "loss.balancer=static"]
+    run(1, tmp_path / "whole", *chosen)
+    run(2, tmp_path / "shared", *chosen, *ENGINES["fsdp"])
+    assert_same_curve(tmp_path / "whole", tmp_path / "shared")
+    configs = [json.loads((tmp_path / name / "final" / "config.json").read_text()) for name in ("whole", "shared")]
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.slow
 def test_every_engine_computes_in_bfloat16_and_tells_losses_in_full(run, tmp_path):
     chosen = {
         "ddp": ENGINES["ddp"],

@@ -54,7 +54,7 @@ def estimate_loading(config: RunConfig, compute: Compute, model: PreTrainedModel
         piece = largest_piece(model, config, compute)
         others = piece + count_trained(model) * TRAINED_BYTES * (config.method != "full")
         if config.distributed.engine == "deepspeed":  # as measured: one more is there than the weight that is shared
-            own, others = own + piece, others + piece
+            others += piece
     if is_in_host:
         kept = kept_bytes(model, config, compute, num_processes)
     return Loading(own + kept, others + kept, files)

@@ -111,7 +111,8 @@ def test_updates_of_experts_are_verified_from_the_disk(
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)["verification"]
     assert figures["is_from_disk"]
-    assert figures["relative_difference"] <= 1e-5
+    # Recurrent layers make of the last bit of a weight up to a hundred times as much.
+    assert figures["relative_difference"] <= (5e-5 if family == "qwen3_next" else 1e-5)
 
 
 def test_saved_modules_of_renamed_parameters_find_their_place(

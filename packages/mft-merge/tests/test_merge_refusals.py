@@ -289,9 +289,13 @@ def test_adapters_of_a_run_are_found_with_where_they_come_from(adapter, run_merg
     run = tmp_path / "run"
     for place in ("final", "best/sql", "checkpoints/step-00000100/model"):
         shutil.copytree(adapter, run / place)
-    (run / "config.yaml").write_text("method: lora\n")
+        document = run / place / "base_model.json"
+        known = json.loads(document.read_text()) if document.is_file() else {}
+        document.write_text(json.dumps(known | {"dataset_sha256": "d" * 64}))
     (run / "metrics.jsonl").write_text("")
-    expected = hashlib.sha256(b"method: lora\n").hexdigest()
+    config_sha256 = hashlib.sha256(b"method: lora\n").hexdigest()
+    expected = {"run_config_sha256": config_sha256, "dataset_sha256": "d" * 64}
+    (run / "config.yaml").write_text("method: lora\n")
     best = {"format_version": "1", "checkpoint": "step-00000100", "global_step": 100, "loss": 1.5}
     (run / "checkpoints" / "best.json").write_text(json.dumps(best))
     for index, name in enumerate(
@@ -299,7 +303,7 @@ def test_adapters_of_a_run_are_found_with_where_they_come_from(adapter, run_merg
     ):
         result = run_merge(run / name, tmp_path / f"out-{index}", "--json")
         assert result.exit_code == 0, result.output
-        assert json.loads(result.stdout)["run"]["run_config_sha256"] == expected
+        assert json.loads(result.stdout)["run"] == expected
 
 
 def test_what_a_run_does_not_have_is_told(adapter, run_merge, tmp_path):

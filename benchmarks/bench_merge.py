@@ -95,7 +95,11 @@ def models(tmp_path_factory):
 
 
 def measured(command: list, out: Path) -> tuple[float, float]:
-    """(wall seconds, peak anonymous memory in MB) of a command, which must succeed; `out` is removed."""
+    """(wall seconds, peak anonymous memory in MB) of a command, which must succeed; `out` is removed.
+
+    The disk first gets what it is still to write: no command pays for what another has left to it.
+    """
+    os.sync()
     began = time.perf_counter()
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import dtype as TorchDtype
 
 # Stored bytes of one tile; about six times as much is in memory while it is merged. Small enough for a core's cache.
-TILE_BYTES = 1 << 20
+TILE_BYTES = 1 << 19
 # The product of fewer rows than these is rounded otherwise than as a part of the whole.
 FEWEST_ROWS = 4
 # The first row of a tile, and what gives it as it was and as it is merged.

@@ -8,13 +8,11 @@ import json
 import sys
 
 import torch
-from streaming import LocalDataset
+from loading import load_model, read_rows
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
 from mft_train.loss.loss_head import LossHead
-from mft_train.model import segment_attention
-from mft_train.rows.dataset_dir import open_dataset, to_row
+from mft_train.rows.dataset_dir import open_dataset
 from mft_train.rows.packed_batch import pack_rows
 
 ROWS, MICRO_BATCH = 16, 4
@@ -34,16 +32,11 @@ def gradient(model, rows):
 
 def main():
     location, model_dir = sys.argv[1:]
-    segment_attention.register()
-    dataset = open_dataset(location)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, attn_implementation=segment_attention.NAME, trust_remote_code=False
-    )
+    dataset, model = open_dataset(location), load_model(model_dir)
 
     def split_gradients(split):
         for task in dataset.trained_tasks:
-            stream = LocalDataset(local=str(dataset.split_dir(split, task)))
-            yield gradient(model, [to_row(stream[index]) for index in range(min(ROWS, len(stream)))])
+            yield gradient(model, read_rows(dataset, split, task, ROWS))
 
     wanted = sum(split_gradients("validation"))
     names = [task.name for task in dataset.trained_tasks]

@@ -165,28 +165,39 @@ def train_excluding(setting, run_dir, seed):
     shutil.rmtree(run_dir, ignore_errors=True)
     left, begin, path, steps = list(setting.tasks), 0, {}, setting.steps
     while True:
-        stage = run_dir.with_name(f"{run_dir.name}.stage")
-        model = str(checkpoint(run_dir, begin) / "model" if begin else setting.out / "base")
         shares = {task: float(task in left) for task in setting.tasks}
-        settings = {
-            "model": model,
-            "mixture": shares,
-            "max_steps": steps - begin,
-            "learning_rate": rate(setting, begin),
-        }
-        curve = train(setting, stage, seed + 1000 * begin, settings | ({"warmup_steps": 5} if begin else {}))
+        curve = train_stage(setting, run_dir, seed, begin, {"mixture": shares, "max_steps": steps - begin})
         best = {task: best_step(curve, lambda losses, task=task: losses[task]) for task in left}
         first = min(left, key=best.__getitem__)
         end = steps - begin if len(left) == 1 else best[first]
-        path |= go_on(run_dir, stage, begin, {step: losses for step, losses in curve.items() if step <= end})
+        path |= go_on(run_dir, begin, {step: losses for step, losses in curve.items() if step <= end})
         begin += end
         left.remove(first)
         if begin == steps:
             return path
 
 
-def go_on(run_dir, stage, begin, curve):
+def stage_dir(run_dir):
+    """Where a stage of a run is trained."""
+    return run_dir.with_name(f"{run_dir.name}.stage")
+
+
+def model_at(setting, run_dir, step):
+    """The model after so many steps of a run."""
+    return checkpoint(run_dir, step) / "model" if step else setting.out / "base"
+
+
+def train_stage(setting, run_dir, seed, begin, settings):
+    """The curve of a stage that goes on from step `begin`, by its own count of steps, with rows in an order anew."""
+    own = {"model": str(model_at(setting, run_dir, begin)), "learning_rate": rate(setting, begin)}
+    if begin:
+        own["warmup_steps"] = 5
+    return train(setting, stage_dir(run_dir), seed + 1000 * begin, own | settings)
+
+
+def go_on(run_dir, begin, curve):
     """Makes what a stage's curve holds a part of the run; the curve with the steps of the whole run."""
+    stage = stage_dir(run_dir)
     checkpoint(run_dir, 0).parent.mkdir(parents=True, exist_ok=True)
     for step in filter(None, curve):
         checkpoint(stage, step).rename(checkpoint(run_dir, begin + step))
@@ -201,24 +212,14 @@ def train_aligned(setting, run_dir, seed, strength):
     all tasks' validation gradients. The rate goes along the cosine of a whole run, and the optimizer starts anew.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
-    shares, path, model = dict.fromkeys(setting.tasks, 1.0), {}, setting.out / "base"
-    length = setting.steps // STAGES
-    stage = run_dir.with_name(f"{run_dir.name}.stage")
+    shares, path, length = dict.fromkeys(setting.tasks, 1.0), {}, setting.steps // STAGES
     for begin in range(0, setting.steps, length):
         if begin and strength:
-            cosines = measured("alignments.py", setting.out / "dataset", model)
+            cosines = measured("alignments.py", setting.out / "dataset", model_at(setting, run_dir, begin))
             shares = {task: share * math.exp(strength * cosines[task]) for task, share in shares.items()}
             shares = {task: share / sum(shares.values()) for task, share in shares.items()}
-        settings = {
-            "model": str(model),
-            "mixture": shares,
-            "max_steps": length,
-            "learning_rate": rate(setting, begin),
-            "min_learning_rate": rate(setting, begin + length),
-        }
-        curve = train(setting, stage, seed + 1000 * begin, settings | ({"warmup_steps": 5} if begin else {}))
-        path |= go_on(run_dir, stage, begin, curve)
-        model = checkpoint(run_dir, begin + length) / "model"
+        settings = {"mixture": shares, "max_steps": length, "min_learning_rate": rate(setting, begin + length)}
+        path |= go_on(run_dir, begin, train_stage(setting, run_dir, seed, begin, settings))
     return path, shares
 
 

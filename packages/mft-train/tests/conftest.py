@@ -248,5 +248,11 @@ def start_server():
 
 
 @pytest.fixture(scope="module")
+def measuring_server(start_server):
+    """A server of ranks that give memory back once it is freed, so that only what is in use counts."""
+    return start_server("ranks", os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"})
+
+
+@pytest.fixture(scope="module")
 def rank_server(start_server):
     return start_server("ranks")

@@ -50,15 +50,13 @@ def config(tmp_path_factory, bases, tiny_dataset):
 
 
 @pytest.fixture(scope="module")
-def loading(config, start_server):
+def loading(config, measuring_server):
     """Bytes that each rank holds itself, at the most, until its model is ready to train."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    server = start_server("ranks", environment)
 
     def loading(ranks, folder, *overrides):
         printed, memory = folder / "printed.txt", folder / "memory.json"
         command = ["launch", config, f"output={folder / 'run'}", *overrides]
-        assert server.run(ranks, printed, command, memory=str(memory)) == [0] * ranks, printed.read_text()
+        assert measuring_server.run(ranks, printed, command, memory=str(memory)) == [0] * ranks, printed.read_text()
         return [held["loading"] for held in json.loads(memory.read_text())]
 
     return loading

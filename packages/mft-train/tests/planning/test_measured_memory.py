@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 
-FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 ENGINES = {
     "one process": (1, []),
     "ddp": (2, []),
@@ -54,14 +53,13 @@ def config(tmp_path_factory, make_model, make_dataset):
 
 
 @pytest.fixture(scope="module")
-def measure(config, start_server):
+def measure(config, measuring_server):
     """What each rank of a run holds, as the server has it."""
-    server = start_server("ranks", os.environ | FREED_AT_ONCE)
 
     def measure(ranks, output, arguments):
         printed, memory = output.with_suffix(".txt"), output.with_suffix(".json")
         command = ["launch", config, f"output={output}", *arguments]
-        assert server.run(ranks, printed, command, memory=str(memory)) == [0] * ranks, printed.read_text()
+        assert measuring_server.run(ranks, printed, command, memory=str(memory)) == [0] * ranks, printed.read_text()
         return json.loads(memory.read_text())
 
     return measure

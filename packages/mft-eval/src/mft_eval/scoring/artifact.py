@@ -34,16 +34,11 @@ def write_file(content: bytes, out: str) -> None:
     path = Path(out)
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")  # a name that nobody else has
     try:
-        file = partial.open("xb")
-        try:
-            with file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        with partial.open("xb") as file, contextlib.ExitStack() as stack:
+            stack.callback(partial.unlink, missing_ok=True)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
             partial.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
     except OSError as error:
         raise EvalError(f"cannot write the results: {error.strerror}", where=out) from error

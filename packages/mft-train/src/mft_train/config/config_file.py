@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin
 
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mft_train.config.config import RunConfig
+from mft_train.config.whole_file import write_whole
 from mft_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -65,11 +65,7 @@ def write_new_file(text: str, path: Path) -> None:
     """Writes a file that appears whole or not at all; raises TrainError if it exists."""
     if path.exists():
         raise TrainError(f'"{path}" exists, it is not overwritten', fix="choose another name")
-    if not path.parent.is_dir():
-        raise TrainError(f'there is no folder "{path.parent}" for "{path.name}"', fix="make it first")
-    staging = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")  # a name that nobody else has
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
+    write_whole(text.encode(), path)
 
 
 def parse_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:

@@ -53,9 +53,9 @@ def load_model(
     if is_hollow:
         model = hollow_base(config, compute, dtype)
     else:
-        stored, _ = stored_weights(str(weights_dir or config.model))
-        own = dtype if stored is None or is_cast or frozen_base else getattr(torch, stored)
-        model = load_base(config, compute, own, weights_dir)
+        is_as_stored = not is_cast and not frozen_base
+        stored = stored_weights(str(weights_dir or config.model))[0] if is_as_stored else None
+        model = load_base(config, compute, getattr(torch, stored) if stored else dtype, weights_dir)
         model.config.dtype = dtype
     vocabulary = num_embeddings(model)
     if dataset.max_token_id >= vocabulary:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 from typing import TYPE_CHECKING
 
+from mft_train.config.whole_file import write_whole
 from mft_train.errors import TrainError
 from mft_train.report.page import page
 from mft_train.report.provenance import read_manifest, read_run_config
@@ -39,15 +39,4 @@ def write_report(content: bytes, path: Path, *, is_overwrite: bool) -> None:
         raise TrainError(f'"{path}" is a folder', fix="name a file")
     if path.exists() and not is_overwrite:
         raise TrainError(f'"{path}" exists', fix="use --overwrite or another name")
-    if not path.parent.is_dir():
-        raise TrainError(f'there is no folder "{path.parent}" for "{path.name}"', fix="make it first")
-    staging = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")  # a name that nobody else has
-    file = staging.open("xb")
-    try:
-        with file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_whole(content, path)

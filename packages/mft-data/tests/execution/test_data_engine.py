@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from mft_data.cli import main
 from mft_data.execution import chunk_store
+from mft_data.execution.engines import ALLOCATOR, Processes
 from mft_data.reading.chunks import plan_chunks
 from mft_data.reading.sources import Source, SourceFile
 
@@ -30,6 +31,21 @@ def test_two_workers_build_the_same_tree_as_one(build, tmp_path, plain, helpers)
     build(tmp_path / "two", "--workers", "2")
     assert helpers.tree(tmp_path / "two") == plain
     assert helpers.leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("given", [None, "glibc.malloc.tcache_count=5"])
+def test_workers_start_with_an_allocator_for_tokens_and_the_user_s_own_goes_before(tmp_path, monkeypatch, given):
+    name, value = ALLOCATOR
+    monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    engine = Processes(1, tmp_path)
+    try:
+        (found,) = engine.run(name, [(os.getenv,)])
+    finally:
+        engine.close()
+    assert found == (given or value)
+    assert os.environ.get(name) == given
 
 
 def test_another_task_in_the_build_changes_no_row(build, tmp_path, plain, helpers):

@@ -1,6 +1,7 @@
 """Removal of streaming's stale shared memory, with real segments, processes and lock files."""
 
 import fcntl
+import multiprocessing
 import os
 import random
 import shutil
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from multiprocessing import resource_tracker, shared_memory
 
 import pytest
+from streaming import StreamingDataset
 
-from mft_train.rows.shared_memory import LOCK_KINDS, SEGMENT_DIR, SEGMENT_KINDS, remove_stale
+from mft_train.rows import shared_memory as streaming_memory
+from mft_train.rows.shared_memory import LOCK_KINDS, SEGMENT_DIR, SEGMENT_KINDS, one_at_a_time, remove_stale
 
 
 @pytest.fixture
@@ -144,3 +148,39 @@ def test_the_names_are_those_of_streaming():
 
     assert list(SEGMENT_KINDS) == constant.SHM_TO_CLEAN
     assert list(LOCK_KINDS) == [constant.BARRIER_FILELOCK, constant.CACHE_FILELOCK]
+
+
+def test_datasets_that_are_opened_at_the_same_moment_all_open(tiny_dataset):
+    """Each process starts at a barrier; without the lock most rounds end with one that finds its number taken."""
+    context = multiprocessing.get_context("fork")
+    num_processes, num_rounds = 4, 5
+    barrier, outcomes = context.Barrier(num_processes), context.SimpleQueue()
+
+    def open_datasets():
+        for _ in range(num_rounds):
+            barrier.wait(60)
+            try:
+                with one_at_a_time():
+                    dataset = StreamingDataset(local=str(next((tiny_dataset / "train").iterdir())), batch_size=1)
+                outcomes.put(dataset.size)
+            except Exception as error:
+                outcomes.put(repr(error))
+            barrier.wait(60)
+            del dataset
+
+    processes = [context.Process(target=open_datasets) for _ in range(num_processes)]
+    for process in processes:
+        process.start()
+    found = {outcomes.get() for _ in range(num_processes * num_rounds)}
+    for process in processes:
+        process.join()
+    assert len(found) == 1
+    assert isinstance(found.pop(), int)
+
+
+def test_one_that_hangs_at_its_start_holds_up_others_for_so_long_only(monkeypatch):
+    monkeypatch.setattr(streaming_memory, "PATIENCE", 0.3)
+    with one_at_a_time():
+        start = time.monotonic()
+        with one_at_a_time():
+            assert 0.3 <= time.monotonic() - start < 20

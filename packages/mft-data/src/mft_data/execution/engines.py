@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Job = tuple[Any, ...]
 # Jobs handed out ahead of the one whose result is awaited, for each worker.
 JOBS_AHEAD = 4
+# The tokenizer makes and drops some small pieces of memory for every token. With more of them kept at hand than glibc
+# does by itself, it takes a fifth less time. Read at the start of a process, by glibc alone.
+ALLOCATOR = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=1000:glibc.malloc.tcache_max=256")
 
 
 class Here:
@@ -43,8 +46,9 @@ class Processes:
         self.num_workers, self.scratch = num_workers, scratch
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(num_workers, context, initializer=start_worker, initargs=(os.getpid(),))
-        for _ in range(num_workers):
-            self.pool.submit(os.getpid)
+        with allocator_for_tokens():
+            for _ in range(num_workers):
+                self.pool.submit(os.getpid)
 
     def run(self, state: Any, jobs: Iterable[Job]) -> Generator[Any]:
         """The results of the jobs in order, each of which gets its worker's copy of `state` first.
@@ -156,6 +160,20 @@ def cancel_all(futures: list[Future[Any]]) -> None:
     for future in futures:
         future.cancel()
     wait(futures)
+
+
+@contextmanager
+def allocator_for_tokens() -> Iterator[None]:
+    """Processes started inside are set up for what the tokenizer asks of memory, unless the user has set them up."""
+    name, value = ALLOCATOR
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 # The state of this worker process, by the file that it was read from.

@@ -1,4 +1,4 @@
-"""What streaming leaves behind when a run is killed, shared memory and lock files, and its safe removal."""
+"""Streaming's shared memory: made by one run at a time, and what killed runs leave of it safely removed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import signal
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,37 @@ SEGMENT_KINDS += ("resume", "epoch_shape", "epoch_data")
 LOCK_KINDS = ("barrier_filelock", "cache_filelock")
 SEGMENT_NAME = re.compile(rf"(\d{{6,}})_(?:{'|'.join(SEGMENT_KINDS)})")
 LOCK_NAME = re.compile(rf"(\d{{6,}})_(?:{'|'.join(LOCK_KINDS)})")
+# Seconds to wait for other runs that make their segments.
+PATIENCE = 60
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keeps other processes of this machine out of the same stretch of code, for up to PATIENCE seconds.
+
+    Streaming looks for the first number without segments and then makes some: of two that look at once, one fails. The
+    lock is on the folder of the segments, so that no file is left of it.
+    """
+    if not SEGMENT_DIR.is_dir():
+        yield
+        return
+    descriptor = os.open(SEGMENT_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not is_locked(descriptor) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether this process could lock the open file or folder, and has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove_stale() -> int:

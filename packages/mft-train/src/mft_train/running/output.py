@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mft_train.engine.shared_dir import check_shared
-from mft_train.rows.shared_memory import remove_stale
+from mft_train.rows.shared_memory import one_at_a_time, remove_stale
 from mft_train.running.run_lock import sole_run
 
 if TYPE_CHECKING:
@@ -40,6 +40,17 @@ def remove_if_empty(directory: Path) -> None:
     """Deletes a directory that holds nothing."""
     with contextlib.suppress(OSError):
         directory.rmdir()
+
+
+@contextlib.contextmanager
+def sole_start(accelerator: Accelerator) -> Iterator[None]:
+    """All ranks of this run inside, and no other run of their machines: streaming's shared memory is made there."""
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_local_main_process:
+            stack.enter_context(one_at_a_time())
+        accelerator.wait_for_everyone()
+        yield
+        accelerator.wait_for_everyone()
 
 
 def sweep_shared_memory(accelerator: Accelerator) -> None:

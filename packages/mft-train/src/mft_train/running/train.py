@@ -45,7 +45,7 @@ from mft_train.running.best_tasks import find_best_tasks, risen_guards
 from mft_train.running.checks import check_device, check_inputs, check_output
 from mft_train.running.evaluation import Evaluations
 from mft_train.running.interrupts import Interrupts
-from mft_train.running.output import locked_output, sweep_shared_memory
+from mft_train.running.output import locked_output, sole_start, sweep_shared_memory
 from mft_train.running.run import Run, write_checkpoint_event
 from mft_train.tracking.metrics import MetricsWriter, is_told
 
@@ -108,7 +108,8 @@ def train(
         if config.compile:
             compile_layers(accelerator.unwrap_model(model))
         set_seed(config.seed, device_specific=True)
-        stream = open_stream(config, dataset, world)
+        with sole_start(accelerator):
+            stream = open_stream(config, dataset, world)
         state = RunState(0, StreamPosition())
         if start.checkpoint:
             state = load_checkpoint(engine, model, optimizer, start.checkpoint, start.changed)

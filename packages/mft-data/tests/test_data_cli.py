@@ -39,7 +39,8 @@ def build_error(run, *arguments):
     before = sorted(Path().iterdir())
     result = run("build", *arguments, "--tokenizer", "TOKENIZER")
     kept = Path(".out.partial")
-    note = f" (the finished work is kept in {kept.absolute()}: give --resume to go on with it)"
+    remedy = "give --resume to go on with it, or --overwrite to begin anew"
+    note = f" (the finished work is kept in {kept.absolute()}: {remedy})"
     assert kept.exists() == (note in result.stderr)
     shutil.rmtree(kept, ignore_errors=True)
     assert sorted(Path().iterdir()) == before
@@ -102,7 +103,7 @@ def test_records_that_cannot_be(run, write_task):
 def test_a_row_too_short_for_any_conversation(run, write_task):
     write_task("t", [GOOD])
     assert build_error(run, "t", "out", "--seq-length", "8") == (
-        'Error: task "t" has no conversations to train on (1 read, 1 overlong dropped)'
+        'Error: task "t" has no conversations to train on (1 read, 1 overlong dropped), give it others, or leave it out'
     )
     message = build_error(run, "t", "out", "--seq-length", "8", "--overlong", "error")
     assert re.search(r"has \d+ tokens, more than the 8 of a row, in t/part.jsonl line 1, raise --seq-length", message)

@@ -122,8 +122,9 @@ def check_resumes(build, tmp_path, stderr, *options):
     """Checks that the error names the kept work, that it stays in the way, and that a resume takes it as it is."""
     kept = finished(tmp_path)
     assert len(kept) > 3
-    assert f"(the finished work is kept in {tmp_path / '.out.partial'}: give --resume to go on with it)" in stderr
-    assert "give --resume to go on with it, or --overwrite to begin anew" in build(exit_code=1).stderr
+    remedy = "give --resume to go on with it, or --overwrite to begin anew"
+    assert f"(the finished work is kept in {tmp_path / '.out.partial'}: {remedy})" in stderr
+    assert remedy in build(exit_code=1).stderr
     assert finished(tmp_path) == kept
     seen = {}
 

@@ -131,8 +131,8 @@ def test_a_table_is_gone_on_with_after_a_break_and_not_after_an_edit(build, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunk_store, "encode_chunk", break_off)
         stopped = build(f"t={path}", "out", exit_code=1).stderr
-    kept = f"the finished work is kept in {tmp_path / '.out.partial'}: give --resume to go on with it"
-    assert stopped == f"\n{kept}\nAborted!\n"
+    kept = f"the finished work is kept in {tmp_path / '.out.partial'}: give --resume to go on with it, or --overwrite"
+    assert stopped == f"\n{kept} to begin anew\nAborted!\n"
     edited(path, kind)
     error = build(f"t={path}", "out", "--resume", exit_code=1).stderr
     assert error.count("\n") == 1

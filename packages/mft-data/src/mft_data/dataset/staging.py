@@ -31,7 +31,7 @@ LOCK = "lock"
 SCRATCH = "scratch"
 DATASET = "dataset"
 UPLOADED = "uploaded.jsonl"
-KEPT = "the finished work is kept in {}: give --resume to go on with it"
+KEPT = "the finished work is kept in {}: give --resume to go on with it, or --overwrite to begin anew"
 # What the folder of a dataset and of a part can hold, by the paths of files in it.
 DATASET_FILES = re.compile(
     rf"{re.escape(MANIFEST)}|{re.escape(REJECTS)}|tokenizer/[^/]+"

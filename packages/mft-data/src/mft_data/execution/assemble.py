@@ -86,7 +86,10 @@ def assemble_dataset(
         needs_validation = first["settings"]["validation_fraction"] > 0 and first["split"] is None
         streams = assemble_task(dataset_dir, task, facts["columns"], own, needs_validation)
         if not streams.splits["train"].conversations:
-            raise DataError(f'task "{task}" has no conversations to train on ({describe(streams.counts)})')
+            raise DataError(
+                f'task "{task}" has no conversations to train on ({describe(streams.counts)})',
+                fix="give it others, or leave it out",
+            )
         splits = {split: streams.split_entry(split, has_pairs=SEGMENT_SIDES in features) for split in SPLITS}
         tasks.append(task_entry(task, task_id, own_sources, streams, splits, surveys))
     with (dataset_dir / REJECTS).open("wb") as handle:

@@ -230,6 +230,18 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+def test_a_closed_stdout_is_one_line_and_no_matter_where_there_is_a_file(files):
+    def closed(*arguments):
+        command = [sys.executable, "-c", "from mft_eval.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(["bash", "-c", '"$@" >&-', "bash", *command], stderr=subprocess.PIPE, text=True)
+
+    result = closed("problems", "humaneval")
+    assert (result.returncode, result.stderr) == (1, "Error: cannot write to stdout: it is closed\n")
+    problems, write, out = files
+    result = closed("score", problems, write(generation(0, 0, RIGHT), generation(1, 0, RIGHT)), out)
+    assert (result.returncode, json.loads(out.read_text())["verdicts"]["passed"]) == (0, 2), result.stderr
+
+
 def test_score_loads_no_heavy_library(files):
     problems, write, out = files
     generations = write(generation(0, 0, RIGHT), generation(1, 0, RIGHT))

@@ -145,3 +145,10 @@ def test_a_reader_that_leaves_ends_the_command_quietly(model_dir):
     process.stderr.close()
     process.wait(timeout=120)
     assert b"Traceback" not in errors
+
+
+def test_a_closed_stdout_is_told_before_the_model_is_loaded(tmp_path):
+    script = "from mft_infer.cli import main; main()"
+    command = ["bash", "-c", '"$@" >&-', "bash", sys.executable, "-c", script, "generate", str(tmp_path), "-", "-"]
+    done = subprocess.run(command, input="", stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: stdout is closed, name a file to write to\n")

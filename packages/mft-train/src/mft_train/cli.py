@@ -215,7 +215,12 @@ def one_line_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Sends what libraries and child processes print on stdout to stderr: stdout is for the answer."""
+    """Sends what libraries and child processes print on stdout to stderr: stdout is for the answer.
+
+    If the caller has closed stdout, the answer goes nowhere.
+    """
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as this process lives
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)

@@ -58,6 +58,14 @@ def test_code_in_a_model_directory_is_not_run_whatever_is_typed(config, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_run_with_a_closed_stdout_is_a_run(config, tmp_path):
+    script = "from mft_train.cli import main; main()"
+    command = ["bash", "-c", '"$@" >&-', "bash", sys.executable, "-c", script, "launch", str(config)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "final").is_dir()
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

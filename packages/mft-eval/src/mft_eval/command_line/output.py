@@ -32,11 +32,14 @@ def write_answer(content: bytes, out: str) -> None:
         write_stdout(content)
     else:
         write_file(content, out)
-        write_stdout(f"{out}\n".encode())
+        if sys.stdout is not None:
+            write_stdout(f"{out}\n".encode())
 
 
 def write_stdout(content: bytes) -> None:
     """Writes to stdout; a reader that has gone away is no error."""
+    if sys.stdout is None:
+        raise EvalError("cannot write to stdout: it is closed")
     try:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()

@@ -57,6 +57,8 @@ class GenerateOptions:
 def generate_file(model: str, prompts_path: Path, out_path: Path, options: GenerateOptions) -> None:
     """Complete the prompts at `prompts_path` with `model` and write the generations to `out_path`; "-" is stdout."""
     is_stdout = str(out_path) == "-"
+    if is_stdout and sys.stdout is None:
+        raise InferError("stdout is closed", fix="name a file to write to")
     if not is_stdout:
         check_out(out_path, overwrite=options.overwrite, resume=options.resume)
         if out_path.exists() and prompts_path.exists() and out_path.samefile(prompts_path):

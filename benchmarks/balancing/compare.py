@@ -30,6 +30,7 @@ LORA = {"method": "lora", "learning_rate": 5e-4, "min_learning_rate": 5e-5}
 BY_SIZE = {"loss": {"reduction": "token_mean"}}
 EQUAL = {"mixture_exponent": 0.0}
 PROBES = {"balancer_interval": 5, "probe_rows": 4, "probe_tasks": None}
+BALANCERS = ("coba", "self_paced", "famo", "focal")
 SHORT = {"coba": {"history_length": 8}, "self_paced": {"history_length": 8}}
 
 
@@ -41,12 +42,14 @@ def balanced(name):
 CONTENDERS = {
     "by size": BY_SIZE,
     "by size, task_mean": {},
+    "exponent 0.7": {"mixture_exponent": 0.7},
     "square root": {"mixture_exponent": 0.5},
+    "exponent 0.3": {"mixture_exponent": 0.3},
     "equal": EQUAL,
     "equal, 20 repetitions": EQUAL | {"max_repetitions": 20.0},
     "expected counts": {"loss": {"task_counts": "expected"}},
-    **{name: EQUAL | balanced(name) for name in ("coba", "self_paced", "famo", "focal")},
-    "square root, coba": {"mixture_exponent": 0.5} | balanced("coba"),
+    **{name: EQUAL | balanced(name) for name in BALANCERS},
+    **{f"square root, {name}": {"mixture_exponent": 0.5} | balanced(name) for name in BALANCERS},
 }
 ALONE, EXCLUDING = "alone: ", "equal, excluding"
 # By how much a cosine of one between gradients makes a task's share grow, in the exponent, after each of four stages.

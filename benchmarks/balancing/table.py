@@ -28,6 +28,8 @@ def read(folder):
 
 def interval(values, style=".3f"):
     """The mean and half the width of its 95 % interval, which one value has not, in words."""
+    if not values:
+        return ""
     if len(values) == 1:
         return f"{values[0]:{style}}"
     return f"{mean(values):{style}} ± {T[len(values) - 2] * stdev(values) / len(values) ** 0.5:{style.lstrip('+')}}"

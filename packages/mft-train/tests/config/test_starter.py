@@ -9,7 +9,7 @@ from mft_train.cli import main
 from mft_train.config.config import RunConfig
 from mft_train.config.config_file import read_config
 
-EXAMPLES = {"model": "base/", "dataset": "dataset/", "output": "run/", "max_steps": 200}
+EXAMPLES = {"model": "base/", "dataset": "dataset/", "output": "run/", "max_steps": 200, "mixture_exponent": 0.5}
 
 
 def keys(model: type[BaseModel]) -> list[str]:

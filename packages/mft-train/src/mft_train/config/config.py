@@ -106,7 +106,9 @@ class RunConfig(Section):
         {}, description="task to its share of the rows drawn, for every task; empty: by size, each row once per epoch"
     )
     mixture_exponent: NonNegativeFloat | None = Field(
-        None, description="in place of mixture: shares by size^exponent; 1: by size, 0.5: square root, 0: equal"
+        None,
+        examples=[0.5],
+        description="in place of mixture: shares by size^exponent; null or 1: by size, 0.5: square root, 0: equal",
     )
     mixture_unit: Literal["rows", "tokens"] = Field(
         "rows", description="what mixture and mixture_exponent give shares of, and measure sizes in"

@@ -20,7 +20,7 @@ WIDTH = 100
 
 
 def starter_text() -> str:
-    """A config with every key, its description and its default; keys without a default have an example."""
+    """A config with every key, its description and its default, or an example where none or a better one is known."""
     return "\n".join(section_lines(RunConfig, None)) + "\n"
 
 

@@ -13,7 +13,9 @@ from compare import ALONE, rules
 
 # Student's t at 97.5 % for one to nine degrees of freedom.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-REFERENCE = "equal"
+# What most trainers do, and what balancers start from.
+REFERENCES = ("by size", "equal")
+RULES = ("last", "best mean", "best worst", "early stop", "best for each task")
 
 
 def read(folder):
@@ -55,43 +57,60 @@ def alone_losses(found):
     return {seed: found for seed, found in losses.items() if len(found) == max(map(len, losses.values()))}
 
 
-def overview(found, alone):
-    """Mean over tasks under each rule, the worst task over itself alone, and the change against equal shares."""
-    names = ["last", "best mean", "early stop", "best for each task"]
+def means(found, alone):
+    """Mean over tasks under each rule, and its change at the best mean against the references, paired by seed."""
+    lines = table_head(["contender", "seeds", *RULES, *(f"against {name}" for name in REFERENCES)])
     alone_mean = interval([mean(losses.values()) for losses in alone.values()])
-    lines = [
-        "| contender | seeds | " + " | ".join(names) + " | worst task / alone | against equal, best mean |",
-        "|---|" + "---:|" * (len(names) + 3),
-        f"| every task alone | {len(alone)} | | | | {alone_mean} | 1 | |",
-    ]
-    together = {name: runs for name, runs in found.items() if not name.startswith(ALONE)}
-    reference = {seed: mean(chosen(run)["best mean"].values()) for seed, run in together[REFERENCE].items()}
+    lines.append(f"| every task alone | {len(alone)} |" + " |" * (len(RULES) - 1) + f" {alone_mean} |" + " |" * 2)
+    at_best = {
+        name: {seed: mean(chosen(run)["best mean"].values()) for seed, run in runs.items()}
+        for name, runs in together(found).items()
+    }
+    for name in sorted(at_best, key=lambda name: mean(at_best[name].values())):
+        picked = [chosen(run) for run in found[name].values()]
+        cells = [interval([mean(losses[rule].values()) for losses in picked]) for rule in RULES]
+        for reference in REFERENCES:
+            pairs = [(loss, at_best[reference].get(seed)) for seed, loss in at_best[name].items()]
+            cells.append(interval([loss / other - 1 for loss, other in pairs if other], "+.1%"))
+        lines.append(f"| {name} | {len(picked)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def worst_tasks(found, alone):
+    """The largest ratio of a task's loss to that of the task alone under each rule, contenders by that of the last."""
     rows = []
-    for name, runs in together.items():
-        picked = {seed: chosen(run) for seed, run in runs.items()}
-        cells = [interval([mean(losses[rule].values()) for losses in picked.values()]) for rule in names]
-        best = {seed: losses["best mean"] for seed, losses in picked.items()}
-        worst = [max(best[seed][task] / alone[seed][task] for task in best[seed]) for seed in best if seed in alone]
-        changes = [mean(losses.values()) / reference[seed] - 1 for seed, losses in best.items() if seed in reference]
-        text = (
-            f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {interval(worst)} | {interval(changes, '+.1%')} |"
-        )
-        rows.append((mean(mean(losses.values()) for losses in best.values()), text))
-    return "\n".join([*lines, *(text for _, text in sorted(rows))])
+    for name, runs in together(found).items():
+        picked = [(chosen(run), alone[seed]) for seed, run in runs.items() if seed in alone]
+        ratios = {
+            rule: [max(losses[rule][task] / own[task] for task in own) for losses, own in picked] for rule in RULES
+        }
+        if picked:
+            rows.append((mean(ratios["last"]), [name, *(interval(ratios[rule]) for rule in RULES)]))
+    return "\n".join(
+        [*table_head(["contender", *RULES]), *("| " + " | ".join(cells) + " |" for _, cells in sorted(rows))]
+    )
+
+
+def together(found):
+    """The contenders that train all tasks."""
+    return {name: runs for name, runs in found.items() if not name.startswith(ALONE)}
+
+
+def table_head(names):
+    """The first two lines of a table of figures."""
+    return ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
 
 
 def by_task(found, alone):
     """Test loss of every task at its own best checkpoint, and the step of that in equal shares."""
     tasks = list(next(iter(alone.values())))
     rows = [["every task alone", *(f"{mean(losses[task] for losses in alone.values()):.3f}" for task in tasks)]]
-    for name, runs in found.items():
-        if not name.startswith(ALONE):
-            own = [chosen(run)["best for each task"] for run in runs.values()]
-            rows.append([name, *(f"{mean(losses[task] for losses in own):.3f}" for task in tasks)])
-    steps = [rules(validation)[1] for validation, _ in found[REFERENCE].values()]
+    for name, runs in together(found).items():
+        own = [chosen(run)["best for each task"] for run in runs.values()]
+        rows.append([name, *(f"{mean(losses[task] for losses in own):.3f}" for task in tasks)])
+    steps = [rules(validation)[1] for validation, _ in found["equal"].values()]
     rows.append(["step of the best, equal", *(f"{mean(each[task] for each in steps):.0f}" for task in tasks)])
-    lines = [["contender", *tasks], ["---", *["---:"] * len(tasks)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([*table_head(["contender", *tasks]), *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def main():
@@ -99,7 +118,7 @@ def main():
     parser.add_argument("results", type=Path)
     found = read(parser.parse_args().results)
     alone = alone_losses(found)
-    print(overview(found, alone), by_task(found, alone), sep="\n\n")
+    print(means(found, alone), worst_tasks(found, alone), by_task(found, alone), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def dataset(task_files, base_model, tmp_path_factory):
     tokenizer = Tokenizer.from_file(str(base_model / "tokenizer.json"))
     options = []
     for task, files in task_files.items():
-        lines = iter([line for path in files for line in path.read_text().splitlines()])
+        lines = [line for path in files for line in path.read_text().splitlines()]
         for split, rows in (("train", TASK_ROWS), ("validation", 8)):
+            lines.reverse()  # two ends of the task
             (root / split / task).mkdir(parents=True)
             chosen = fitting(lines, tokenizer, rows * SEQ_LENGTH - 32)
             (root / split / task / "part-000.jsonl").write_text("\n".join(chosen) + "\n")
@@ -47,10 +48,11 @@ def dataset(task_files, base_model, tmp_path_factory):
 
 
 def fitting(lines, tokenizer, budget):
-    """The next lines that fit into `budget` tokens together, until little is left."""
+    """The first lines that fit into `budget` tokens together, until little is left."""
     chosen = []
-    while budget > 64:
-        line = next(lines)
+    for line in lines:
+        if budget <= 64:
+            break
         turns = json.loads(line)["chat_rounds"]
         tokens = sum(len(tokenizer.encode(turn["content"]).ids) + TURN_TOKENS for turn in turns)
         if tokens <= budget:

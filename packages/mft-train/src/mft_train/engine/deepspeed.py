@@ -56,6 +56,11 @@ class DeepSpeedEngine(PlainEngine):
         """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
         return self.stage == 3 and self.config.method != "qlora"  # 4 bits come with scales, which stay with each rank
 
+    @property
+    def is_casting(self) -> bool:
+        """Whether `prepare` makes float32 of the weights that are trained, piece by piece."""
+        return self.is_filled
+
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[Any, Any]:
@@ -77,10 +82,32 @@ class DeepSpeedEngine(PlainEngine):
         settings = deepspeed_settings(
             self.config, self.accelerator.num_processes, self.accelerator.device.type, buffer_sizes(self.config, model)
         )
+        if self.is_filled:
+            self.fill(model, settings)
         engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model), config=settings)
         if engine.zero_optimization_stage() != self.stage:
             raise TrainError(f"ZeRO stage {self.stage} was asked for, {engine.zero_optimization_stage()} runs")
         return engine, optimizer
+
+    def fill(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        """Gives each rank its share of the weights of rank 0, one weight after the other: only one at a time is whole.
+
+        DeepSpeed would do so itself, but with weights that are float32 already.
+        """
+        import deepspeed
+        import torch
+
+        first: Any = None
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+            if first is None:
+                deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=dict(settings))
+                first = parameter
+            else:
+                first.convert_to_zero_parameters([parameter])
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(self.accelerator.device)
 
     @property
     def stage(self) -> int:

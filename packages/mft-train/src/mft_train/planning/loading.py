@@ -47,16 +47,21 @@ def estimate_loading(config: RunConfig, compute: Compute, model: PreTrainedModel
     """An upper bound for the processes of a run. On a CPU it counts what stays there for training."""
     stored, files = stored_weights(config.model)
     own = read_bytes(model, config, compute, stored, num_processes)
-    kept, others = 0, own
     is_in_host = compute.device.type == "cpu" or config.distributed.offload_parameters
+    kept = kept_bytes(model, config, compute, num_processes) if is_in_host else 0
+    others = own
     if holds_shares(config.distributed) and config.method != "qlora":
         # Rank 0 alone reads the model, the others get it piece by piece.
         piece = largest_piece(model, config, compute)
-        others = piece + count_trained(model) * TRAINED_BYTES * (config.method != "full")
-        if config.distributed.engine == "deepspeed":  # as measured: one more is there than the weight that is shared
-            others += piece
-    if is_in_host:
-        kept = kept_bytes(model, config, compute, num_processes)
+        adapters = count_trained(model) * TRAINED_BYTES * (config.method != "full")
+        rank_0 = own + kept
+        if own >= model_bytes(model, config, compute):  # it holds the whole model, and lets go of each piece
+            rank_0 = max(own, kept) + piece // num_processes
+        return Loading(rank_0, adapters + kept + piece, files)
+    if holds_shares(config.distributed) and config.distributed.engine == "deepspeed" and stored == compute.dtype:
+        # All read it, but DeepSpeed sends what they have as pages of their files, which it then is no longer.
+        piece = largest_piece(model, config, compute)
+        others += piece + piece // num_processes
     return Loading(own + kept, others + kept, files)
 
 
@@ -66,7 +71,7 @@ def read_bytes(
     """What a process that reads the model holds itself: what is not used as it lies in its file, and adapters."""
     trained = count_trained(model) * TRAINED_BYTES
     if config.method == "full":
-        if config.distributed.engine == "fsdp":  # it is cast piece by piece
+        if holds_shares(config.distributed):  # it is cast piece by piece
             return 0 if stored == "float32" else largest_piece(model, config, compute) if stored else trained
         is_written = num_processes > 1 and not holds_shares(config.distributed)
         return trained if stored != "float32" or is_written else 0
@@ -88,8 +93,8 @@ def kept_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute, num_
     share = trained // num_processes
     if holds_shares(distributed):
         weights = model_bytes(model, config, compute) // num_processes
-        # DeepSpeed updates a copy of its share, and has made room for the gradients.
-        return weights + 2 * share * (distributed.engine == "deepspeed")
+        # DeepSpeed updates a copy of its share, has made room for the gradients, and has moved its share once.
+        return weights + 3 * share * (distributed.engine == "deepspeed")
     if distributed.engine == "deepspeed":
         return trained + share
     return bucket_bytes(model, config, num_processes)

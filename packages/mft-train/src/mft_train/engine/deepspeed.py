@@ -97,15 +97,16 @@ class DeepSpeedEngine(PlainEngine):
         import deepspeed
         import torch
 
-        first: Any = None
+        share: Any = None
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-            if first is None:
-                deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=dict(settings))
-                first = parameter
-            else:
-                first.convert_to_zero_parameters([parameter])
+            if share is not None:
+                share([parameter])
+                continue
+            deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=dict(settings))
+            first: Any = parameter
+            share = first.convert_to_zero_parameters
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.accelerator.device)
 

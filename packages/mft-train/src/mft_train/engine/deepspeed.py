@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mft_train.config.json_file import read_json
-from mft_train.engine.plain import PlainEngine, autocast_forward, read_alike, set_rate
+from mft_train.engine.plain import PlainEngine, autocast_forward, read_alike, ready_dtype, set_rate
 from mft_train.errors import TrainError
 from mft_train.model.decoder_layers import decoder_layers
 
@@ -53,13 +53,8 @@ class DeepSpeedEngine(PlainEngine):
 
     @property
     def is_filled(self) -> bool:
-        """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
+        """Whether `prepare` gives every rank rank 0's weights, on their device, the trained ones as float32."""
         return self.stage == 3 and self.config.method != "qlora"  # 4 bits come with scales, which stay with each rank
-
-    @property
-    def is_casting(self) -> bool:
-        """Whether `prepare` makes float32 of the weights that are trained, piece by piece."""
-        return self.is_filled
 
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -99,8 +94,7 @@ class DeepSpeedEngine(PlainEngine):
 
         share: Any = None
         for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+            parameter.data = parameter.data.to(ready_dtype(parameter))
             if share is not None:
                 share([parameter])
                 continue

@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mft_train.engine.plain import PlainEngine, autocast_forward
+from mft_train.engine.plain import PlainEngine, autocast_forward, ready_dtype
 from mft_train.errors import TrainError
 from mft_train.model.decoder_layers import decoder_layers
 
@@ -39,13 +39,8 @@ class FsdpEngine(PlainEngine):
 
     @property
     def is_filled(self) -> bool:
-        """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
+        """Whether `prepare` gives every rank rank 0's weights, on their device, the trained ones as float32."""
         return not self.is_quantized  # a quantised weight comes with scales, which stay with each rank
-
-    @property
-    def is_casting(self) -> bool:
-        """Whether `prepare` makes float32 of the weights that are trained, piece by piece."""
-        return self.is_filled
 
     def prepare(
         self, model: nn.Module, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -80,14 +75,12 @@ class FsdpEngine(PlainEngine):
         Keeps none of them: a weight that is shared from here on leaves the memory. Of a quantised model those that are
         trained, as every rank has read the rest.
         """
-        import torch
         from torch.distributed import broadcast
 
         for tensor in [*module.parameters(), *module.buffers()]:
             is_wanted = self.is_filled or tensor.requires_grad
             if is_wanted and not hasattr(tensor, "full_tensor"):
-                dtype = torch.promote_types(tensor.dtype, torch.float32) if tensor.requires_grad else tensor.dtype
-                tensor.data = tensor.data.to(self.accelerator.device, dtype)
+                tensor.data = tensor.data.to(self.accelerator.device, ready_dtype(tensor))
                 broadcast(tensor.data, src=0)
 
     def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002

@@ -28,12 +28,7 @@ class PlainEngine:
 
     @property
     def is_filled(self) -> bool:
-        """Whether `prepare` gives every rank the weights of rank 0's model, and moves them to their device."""
-        return False
-
-    @property
-    def is_casting(self) -> bool:
-        """Whether `prepare` makes float32 of the weights that are trained, piece by piece."""
+        """Whether `prepare` gives every rank rank 0's weights, on their device, the trained ones as float32."""
         return False
 
     def prepare(
@@ -106,6 +101,13 @@ class PlainEngine:
         """A flat moment as the optimizer keeps it beside a parameter."""
         is_each = getattr(value, "shape", None) == (parameter.numel(),)
         return value.view(parameter.shape) if is_each else value
+
+
+def ready_dtype(weight: Tensor) -> torch.dtype:
+    """The type of a weight in training: float32, or more, where it is trained, else that which it has."""
+    import torch
+
+    return torch.promote_types(weight.dtype, torch.float32) if weight.requires_grad else weight.dtype
 
 
 def read_alike(model: nn.Module) -> list[str]:

@@ -33,15 +33,14 @@ def load_model(
     *,
     is_placed: bool = True,
     is_hollow: bool = False,
-    is_cast: bool = True,
 ) -> PreTrainedModel:
     """The model to train, in train mode; raises TrainError if it does not fit the dataset.
 
-    It is on its device, or without `is_placed` on the CPU. One that `is_hollow` has weights of no value, which take no
-    memory until they are written to.
+    It is on its device, or without `is_placed` on the CPU for an engine to place. One that `is_hollow` has weights of
+    no value, which take no memory until they are written to.
 
     Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
-    Without `is_cast` full training gets them as they lie in their files: pages of these, no memory of the process.
+    Without `is_placed` full training gets them as they lie in their files: pages of these, no memory of the process.
     `weights_dir` holds a full model of the same shape, as a checkpoint does, whose weights replace the base's.
     """
     import torch
@@ -53,7 +52,7 @@ def load_model(
     if is_hollow:
         model = hollow_base(config, compute, dtype)
     else:
-        is_as_stored = not is_cast and not frozen_base
+        is_as_stored = not is_placed and not frozen_base
         stored = stored_weights(str(weights_dir or config.model))[0] if is_as_stored else None
         model = load_base(config, compute, getattr(torch, stored) if stored else dtype, weights_dir)
         model.config.dtype = dtype

@@ -73,8 +73,7 @@ def read_bytes(
     if config.method == "full":
         if holds_shares(config.distributed):  # it is cast piece by piece
             return 0 if stored == "float32" else largest_piece(model, config, compute) if stored else trained
-        is_written = num_processes > 1 and not holds_shares(config.distributed)
-        return trained if stored != "float32" or is_written else 0
+        return trained if stored != "float32" or num_processes > 1 else 0
     frozen = model_bytes(model, config, compute) - trained
     is_mapped = stored == compute.dtype and config.lora.init not in BASE_CHANGING_INITS
     if config.method == "qlora":

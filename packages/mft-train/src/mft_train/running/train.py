@@ -186,7 +186,6 @@ def load_weights(
         full_dir,
         is_placed=not engine.is_filled,
         is_hollow=is_hollow,
-        is_cast=not engine.is_casting,
     )
     if config.method == "full" or is_hollow:
         return model

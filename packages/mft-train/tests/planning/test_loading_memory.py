@@ -21,11 +21,15 @@ ENGINES = {
     "fsdp": (2, ["distributed.engine=fsdp"]),
     **{f"stage {n}": (2, ["distributed.engine=deepspeed", f"distributed.stage={n}"]) for n in (1, 2, 3)},
 }
-METHODS = ("full", "lora", "qlora")
+METHODS = {name: [f"method={name}"] for name in ("full", "lora", "qlora")}
+# Here rank 0 reads and sends what else each rank would read.
+SENT = {"full, sent": ["method=full", "trust_remote_code=true"], "dora": ["method=lora", "lora.dora=true"]}
+SHARING = ("fsdp", "stage 3")
 FILES = ("float32", "bfloat16")
 EVERY = [(engine, method, stored) for engine in ENGINES for method in METHODS for stored in FILES]
+EVERY += [(engine, method, stored) for engine in SHARING for method in SENT for stored in FILES]
 CHOSEN = [("ddp", "lora", "float32"), ("stage 2", "lora", "float32"), ("fsdp", "full", "bfloat16")]
-CHOSEN += [("stage 3", "lora", "float32")]
+CHOSEN += [("stage 3", "lora", "float32"), ("fsdp", "full, sent", "bfloat16")]
 SHAPE = {"vocab_size": 16384, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
 
 
@@ -66,7 +70,7 @@ def loading(config, measuring_server):
 @pytest.mark.parametrize(("engine", "method", "stored"), EVERY if os.environ.get("ALL_CELLS") else CHOSEN)
 def test_loading_takes_what_the_plan_says_at_the_most(loading, config, bases, tmp_path, engine, method, stored):
     ranks, chosen = ENGINES[engine]
-    chosen = [*chosen, f"method={method}", f"model={bases[stored]}"]
+    chosen = [*chosen, *(METHODS | SENT)[method], f"model={bases[stored]}"]
     measured = loading(ranks, tmp_path, *chosen)
     arguments = ["plan", str(config), "--processes", str(ranks), "--json", *chosen]
     planned = json.loads(CliRunner().invoke(main, arguments).stdout)["loading"]

@@ -164,6 +164,16 @@ def test_an_engine_trains_the_curve_of_one_process_and_resumes_anywhere(
     assert_same_curve(sharded, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp", "fsdp, offload", "deepspeed, stage 3"])
+def test_ranks_that_read_their_shares_train_as_those_that_rank_0_sends_theirs(run, tmp_path, engine):
+    chosen = [*ENGINES[engine], "method=full", "max_steps=3"]
+    run(2, tmp_path / "read", *chosen)
+    run(2, tmp_path / "sent", *chosen, "trust_remote_code=true")
+    assert events(tmp_path / "read", "train") == events(tmp_path / "sent", "train")
+    assert weights(tmp_path / "read") == weights(tmp_path / "sent")
+
+
 def table():
     """What the tests above hold, cell by cell."""
     lines = [f"| engine | {' | '.join(METHODS)} |", f"|---|{'---|' * len(METHODS)}"]

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,11 +135,28 @@ def test_machines_that_do_not_share_the_output_are_found_at_the_start(config, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [[], ["distributed.engine=deepspeed", "distributed.stage=2"]])
+@pytest.mark.parametrize("engine", [["ddp"], ["deepspeed", "stage=2"], ["fsdp"]])
 def test_machines_with_different_bases_are_found_at_the_start(config, tmp_path, make_model, on_two_machines, engine):
-    """Frozen weights are not sent, so that each machine would train on its own."""
+    """Weights that each reads are not sent, so that each machine would train on its own, or all on a mixture."""
     for rank in range(2):
         make_model(tmp_path / f"machine-{rank}" / "base", initializer_range=0.1 + 0.1 * rank)
-    told = on_two_machines(config, "model=base", *engine)
+    chosen = [f"distributed.{setting}" for setting in (f"engine={engine[0]}", *engine[1:])]
+    told = on_two_machines(config, "model=base", *chosen)
     assert told.count('model "base" is not the same on machine 0 and on machine 1') == 2, told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_without_the_files_gets_its_shares_from_rank_0(config, tmp_path, make_model, rank_server):
+    """As on a machine of its own, which two ranks of one machine with other folders stand for."""
+    folders = [str(tmp_path / f"folder-{rank}") for rank in range(2)]
+    for folder in folders:
+        make_model(Path(folder, "base"))
+    chosen = ["method=full", "model=base", "distributed.engine=fsdp", "max_steps=1"]
+    for output in ("read", "sent"):
+        printed = tmp_path / f"{output}.txt"
+        command = ["launch", config, f"output={tmp_path / output}", *chosen]
+        assert rank_server.run(2, printed, command, folders=folders) == [0, 0], printed.read_text()
+        Path(folders[1], "base", "model.safetensors").unlink(missing_ok=True)
+    weights = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("read", "sent")]
+    assert weights[0] == weights[1]

@@ -13,6 +13,7 @@ from mft_train.config.json_file import read_json
 from mft_train.engine.plain import PlainEngine, autocast_forward, read_alike, ready_dtype, set_rate
 from mft_train.errors import TrainError
 from mft_train.model.decoder_layers import decoder_layers
+from mft_train.model.stored_weights import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,22 +86,25 @@ class DeepSpeedEngine(PlainEngine):
         return engine, optimizer
 
     def fill(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
-        """Gives each rank its share of the weights of rank 0, one weight after the other: only one at a time is whole.
+        """Gives each rank its share of each weight, from its file or from rank 0: only one at a time is whole.
 
-        DeepSpeed would do so itself, but with weights that are float32 already.
+        DeepSpeed would do so itself, but with weights that are float32 already and that rank 0 sends.
         """
         import deepspeed
-        import torch
 
-        share: Any = None
+        zero: Any = deepspeed.zero.Init(config_dict_or_path=dict(settings))
         for parameter in model.parameters():
             parameter.data = parameter.data.to(ready_dtype(parameter))
-            if share is not None:
-                share([parameter])
+            source = source_of(parameter)
+            if source is None:
+                zero._convert_to_zero_parameters([parameter])
                 continue
-            deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=dict(settings))
-            first: Any = parameter
-            share = first.convert_to_zero_parameters
+            shared: Any = parameter
+            shared.data = shared.data.to(zero.local_device)
+            zero._convert_to_deepspeed_param(shared)
+            shared.partition()
+            numbers = self.held(shared)
+            source.fill(shared.ds_tensor.data[: len(numbers)], numbers)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.accelerator.device)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mft_train.engine.plain import PlainEngine, autocast_forward, ready_dtype
 from mft_train.errors import TrainError
 from mft_train.model.decoder_layers import decoder_layers
+from mft_train.model.stored_weights import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mft_train.config.config import DistributedConfig
+    from mft_train.model.stored_weights import StoredWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +64,43 @@ class FsdpEngine(PlainEngine):
             offload = CPUOffloadPolicy(pin_memory=self.accelerator.device.type == "cuda")
         share = functools.partial(fully_shard, mp_policy=policy, offload_policy=offload)
         for layer in layers:  # one at a time is whole
-            self.fill(layer)
+            sources = self.fill(layer)
             share(layer, reshard_after_forward=self.settings.reshard_after_forward)
-        self.fill(model)
+            self.read(layer, sources)
+        sources = self.fill(model)
         share(model, reshard_after_forward=False)
+        self.read(model, sources)
         autocast_forward(model, self.accelerator)
         return model, build_optimizer(model)
 
-    def fill(self, module: nn.Module) -> None:
+    def fill(self, module: nn.Module) -> dict[str, StoredWeight]:
         """Gives the weights of a module that are not shared yet, and its buffers, the values of rank 0 on their device.
 
         Keeps none of them: a weight that is shared from here on leaves the memory. Of a quantised model those that are
-        trained, as every rank has read the rest.
+        trained, as every rank has read the rest. Weights that lie in files get none yet; returned is where.
         """
+        import torch
         from torch.distributed import broadcast
 
-        for tensor in [*module.parameters(), *module.buffers()]:
+        sources = {}
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             is_wanted = self.is_filled or tensor.requires_grad
-            if is_wanted and not hasattr(tensor, "full_tensor"):
-                tensor.data = tensor.data.to(self.accelerator.device, ready_dtype(tensor))
+            if not is_wanted or hasattr(tensor, "full_tensor"):
+                continue
+            device, dtype = self.accelerator.device, ready_dtype(tensor)
+            if source := source_of(tensor):
+                sources[name] = source
+                tensor.data = torch.empty_like(tensor, device=device, dtype=dtype)
+            else:
+                tensor.data = tensor.data.to(device, dtype)
                 broadcast(tensor.data, src=0)
+        return sources
+
+    def read(self, module: nn.Module, sources: dict[str, StoredWeight]) -> None:
+        """Reads this rank's shares of shared weights from their files."""
+        for name, source in sources.items():
+            weight: Any = module.get_parameter(name)
+            source.fill(weight.to_local(), self.held(weight))
 
     def gradients(self, model: Any, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
         """The context of one forward and backward pass: ranks exchange gradients in each, or would hold them whole."""

@@ -13,6 +13,7 @@ from mft_train.model.adapter import add_adapter
 from mft_train.model.base_weights import stored_weights
 from mft_train.model.lora_linear import fuse_adapters
 from mft_train.model.quantization import keep_exact, quantized_loading
+from mft_train.model.stored_weights import exact_dtype, find_stored, set_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ def load_model(
     """The model to train, in train mode; raises TrainError if it does not fit the dataset.
 
     It is on its device, or without `is_placed` on the CPU for an engine to place. One that `is_hollow` has weights of
-    no value, which take no memory until they are written to.
+    no value, which take no memory until they are written to, and know where a rank can read its share of them.
 
     Weights that are trained are float32 (bfloat16 compute is then autocast); a frozen base is kept in the compute type.
     Without `is_placed` full training gets them as they lie in their files: pages of these, no memory of the process.
@@ -51,6 +52,7 @@ def load_model(
     dtype = getattr(torch, compute.dtype) if frozen_base else torch.float32
     if is_hollow:
         model = hollow_base(config, compute, dtype)
+        set_sources(model, find_stored(model, config, str(weights_dir or config.model)))
     else:
         is_as_stored = not is_placed and not frozen_base
         stored = stored_weights(str(weights_dir or config.model))[0] if is_as_stored else None
@@ -102,7 +104,7 @@ def hollow_base(config: RunConfig, compute: Compute, dtype: torch.dtype) -> Any:
     import torch
     from accelerate import init_empty_weights
     from torch import nn
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     with loading(config.model):
         shape = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
@@ -110,10 +112,16 @@ def hollow_base(config: RunConfig, compute: Compute, dtype: torch.dtype) -> Any:
             model = AutoModelForCausalLM.from_config(
                 shape, dtype=dtype, attn_implementation=compute.attention, trust_remote_code=config.trust_remote_code
             )
-    for module in model.modules():
+        with contextlib.suppress(OSError):  # not every model has one
+            model.generation_config = GenerationConfig.from_pretrained(config.model)
+    for prefix, module in model.named_modules():
         for name, weight in module._parameters.items():
             if weight is not None:
-                module._parameters[name] = nn.Parameter(torch.empty_like(weight, device="cpu"))
+                kept = exact_dtype(model, f"{prefix}.{name}", weight.dtype)
+                module._parameters[name] = nn.Parameter(torch.empty_like(weight, dtype=kept, device="cpu"))
+        if module._buffers and not module._parameters:  # made anew as transformers does: some came in a smaller type
+            with torch.no_grad():
+                model._init_weights(module)
     model.tie_weights()
     return model
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from mft_train.config.adapter_config import BASE_CHANGING_INITS
 from mft_train.model.base_weights import stored_weights
 from mft_train.model.decoder_layers import decoder_layers
+from mft_train.model.load import empty_model
+from mft_train.model.stored_weights import find_stored
 from mft_train.planning.memory import (
     DTYPE_BYTES,
     TRAINED_BYTES,
@@ -51,9 +53,12 @@ def estimate_loading(config: RunConfig, compute: Compute, model: PreTrainedModel
     kept = kept_bytes(model, config, compute, num_processes) if is_in_host else 0
     others = own
     if holds_shares(config.distributed) and config.method != "qlora":
+        adapters = count_trained(model) * TRAINED_BYTES * (config.method != "full")
+        base = empty_model(config.model_copy(update={"method": "full"}))
+        if find_stored(base, config, config.model):
+            return Loading(adapters + kept, adapters + kept, files)
         # Rank 0 alone reads the model, the others get it piece by piece.
         piece = largest_piece(model, config, compute)
-        adapters = count_trained(model) * TRAINED_BYTES * (config.method != "full")
         rank_0 = own + kept
         if own >= model_bytes(model, config, compute):  # it holds the whole model, and lets go of each piece
             rank_0 = max(own, kept) + piece // num_processes

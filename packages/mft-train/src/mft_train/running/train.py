@@ -34,6 +34,7 @@ from mft_train.model.compute import run_device
 from mft_train.model.initial_factors import take_from_base
 from mft_train.model.isolation import check_isolation
 from mft_train.model.load import check_model_dir, load_model, loading
+from mft_train.model.stored_weights import forget_sources, has_sources
 from mft_train.optimization.optimizer import build_optimizer
 from mft_train.optimization.schedule import num_run_steps
 from mft_train.planning.memory import free_bytes, settle_checkpointing
@@ -97,7 +98,7 @@ def train(
         if not engine.is_filled:
             check_same_base(config.model, world)
         set_seed(config.seed)
-        model = load_weights(config, compute, dataset, engine, start.checkpoint)
+        model = load_weights(config, compute, dataset, engine, world, start.checkpoint)
         accelerator.wait_for_everyone()
         if world.is_main:
             clear(run_dir) if is_overwrite else remove_unfinished(run_dir)
@@ -173,25 +174,42 @@ def find_origin(config: RunConfig, dataset: DatasetDir, world: World) -> Origin:
 
 
 def load_weights(
-    config: RunConfig, compute: Compute, dataset: DatasetDir, engine: Engine, checkpoint: Path | None
+    config: RunConfig, compute: Compute, dataset: DatasetDir, engine: Engine, world: World, checkpoint: Path | None
 ) -> PreTrainedModel:
-    """The model with the weights to begin with; hollow in a rank that the engine fills. Raises TrainError."""
+    """The model with the weights to begin with, or a hollow one that the engine fills; raises TrainError."""
+    from accelerate.utils import set_seed
+
     weights_dir = checkpoint / "model" if checkpoint else None
-    is_hollow = engine.is_filled and not engine.accelerator.is_main_process
     full_dir = weights_dir if config.method == "full" else None
-    model = load_model(
-        config,
-        compute,
-        dataset,
-        full_dir,
-        is_placed=not engine.is_filled,
-        is_hollow=is_hollow,
-    )
-    if config.method == "full" or is_hollow:
-        return model
-    if not (weights_dir and load_adapter(model, weights_dir, config.lora.init)):
+    is_main = engine.accelerator.is_main_process
+    if engine.is_filled:
+        model = load_model(config, compute, dataset, full_dir, is_placed=False, is_hollow=True)
+        if all_read_shares(config, model, world, full_dir):
+            if is_main and weights_dir and not full_dir:
+                load_adapter(model, weights_dir, config.lora.init)
+            return model
+        if not is_main:
+            return model
+        set_seed(config.seed)  # an adapter begins as it would in one process
+    model = load_model(config, compute, dataset, full_dir, is_placed=not engine.is_filled)
+    if config.method != "full" and not (weights_dir and load_adapter(model, weights_dir, config.lora.init)):
         take_from_base(model, config.lora.init)
     return model
+
+
+def all_read_shares(config: RunConfig, model: PreTrainedModel, world: World, full_dir: Path | None) -> bool:
+    """Whether every rank finds its shares of a hollow model in files; else they are left to rank 0.
+
+    Raises TrainError, in every rank, if machines have different bases.
+    """
+    from accelerate.utils import gather_object
+
+    is_shared = all(gather_object([has_sources(model)]))
+    if not is_shared:
+        forget_sources(model)
+    elif full_dir is None:
+        check_same_base(config.model, world)
+    return is_shared
 
 
 def checked_loss(

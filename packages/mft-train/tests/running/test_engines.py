@@ -165,9 +165,13 @@ def test_an_engine_trains_the_curve_of_one_process_and_resumes_anywhere(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", ["dense", "experts"])
 @pytest.mark.parametrize("engine", ["fsdp", "fsdp, offload", "deepspeed, stage 3"])
-def test_ranks_that_read_their_shares_train_as_those_that_rank_0_sends_theirs(run, tmp_path, engine):
+def test_ranks_that_read_their_shares_train_as_those_that_rank_0_sends_theirs(run, tmp_path, engine, base):
     chosen = [*ENGINES[engine], "method=full", "max_steps=3"]
+    if base == "experts":
+        write_experts(tmp_path / "base")
+        chosen.append(f"model={tmp_path / 'base'}")
     run(2, tmp_path / "read", *chosen)
     run(2, tmp_path / "sent", *chosen, "trust_remote_code=true")
     assert events(tmp_path / "read", "train") == events(tmp_path / "sent", "train")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mft_train.config.adapter_config import BASE_CHANGING_INITS
 from mft_train.errors import TrainError
-from mft_train.model.base_weights import model_dir, stored_tensors, weight_names
+from mft_train.model.base_weights import STORED_TYPES, model_dir, stored_tensors, weight_names
+from mft_train.model.stored_names import stored_names
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -19,69 +22,92 @@ if TYPE_CHECKING:
     from mft_train.config.config import RunConfig
 
 SOURCE = "stored_weight"  # the attribute of a weight that has no values yet
+MOST_NUMBERS = 1 << 24  # read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Numbers in a file, one after the other."""
+
+    path: Path
+    offset: int  # bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def read(self, numbers: range) -> Tensor:
+        """Some of them, (len(numbers),)."""
+        import torch
+
+        content = bytearray(len(numbers) * self.dtype.itemsize)
+        with self.path.open("rb") as file:
+            file.seek(self.offset + numbers.start * self.dtype.itemsize)
+            if file.readinto(content) != len(content):
+                raise TrainError("the file of weights is cut short", where=str(self.path))
+        return torch.frombuffer(content, dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A tensor in a safetensors file."""
+    """A weight as tensors in files: laid flat, it is these laid flat, one after the other."""
 
-    path: Path
-    name: str
-
-    def read(self, numbers: range) -> Tensor:
-        """Some of its numbers, laid flat, in the type of the file; only the rows that hold them are read."""
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="pt") as file:
-            stored = file.get_slice(self.name)
-            shape = stored.get_shape()
-            if not shape:
-                return file.get_tensor(self.name).view(1)[numbers.start : numbers.stop]
-            row = math.prod(shape[1:])
-            first = numbers.start // row
-            rows = stored[first : math.ceil(numbers.stop / row)]
-        return rows.flatten()[numbers.start - first * row : numbers.stop - first * row]
+    parts: tuple[StoredTensor, ...]
 
     def fill(self, target: Tensor, numbers: range) -> None:
-        """Gives a tensor the values of so many numbers, in its own type."""
+        """Gives a tensor the values of so many numbers of the weight, in its own type; raises TrainError."""
         import torch
 
-        if numbers:
-            with torch.no_grad():
-                target.copy_(self.read(numbers).view(target.shape))
+        flat, begin = target.view(-1), 0
+        with torch.no_grad():
+            for part in self.parts:
+                end = begin + math.prod(part.shape)
+                first, last = max(begin, numbers.start), min(end, numbers.stop)
+                for start in range(first, last, MOST_NUMBERS):
+                    stop = min(start + MOST_NUMBERS, last)
+                    place = slice(start - numbers.start, stop - numbers.start)
+                    flat[place].copy_(part.read(range(start - begin, stop - begin)))
+                begin = end
 
 
 def find_stored(model: PreTrainedModel, config: RunConfig, source: str) -> dict[str, StoredWeight]:
     """Where every weight and every saved buffer of a base model lies, by name; nothing if a rank cannot read its share.
 
-    It can where safetensors files hold each under its own name and in its own shape, and nothing is computed from the
-    base's values before training. A weight under two names must be there once: else both may be weights of their own.
+    It can where safetensors files hold each as one tensor, or as tensors that follow each other, and nothing is
+    computed from the base's values before training. A weight under two names must be there once: else both may be
+    weights of their own.
     """
-    if is_computed_from(config) or config.trust_remote_code or is_converted(model):
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    if is_computed_from(config) or config.trust_remote_code or is_quantized:
         return {}
-    files = shapes_in_files(source)
+    files = tensors_in_files(source)
+    names = stored_names(model, files)
+    if not names:
+        return {}
     found: dict[str, StoredWeight] = {}
-    for kept in tensors_by_identity(model):
-        places = [(name, *files[name]) for name in kept.names if name in files]
-        if len(places) != 1 or places[0][1] != list(kept.tensor.shape):
+    for own_names, tensor in tensors_by_identity(model):
+        places = [name for name in own_names if name in names]
+        if len(places) != 1:
             return {}
-        found[kept.names[0]] = StoredWeight(places[0][2], places[0][0])
+        parts = tuple(files[name] for name in names[places[0]])
+        if not is_of(parts, tuple(tensor.shape)):
+            return {}
+        found[own_names[0]] = StoredWeight(parts)
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A tensor of a model and all its names."""
+def is_of(parts: tuple[StoredTensor, ...], shape: tuple[int, ...]) -> bool:
+    """Whether tensors can be a weight of this shape: one alike, or several with rows of its length that fill it."""
+    if len(parts) == 1:
+        return parts[0].shape == shape
+    return all(part.shape[-1:] == shape[-1:] for part in parts) and math.prod(shape) == sum(
+        math.prod(part.shape) for part in parts
+    )
 
-    tensor: Tensor
-    names: list[str]
 
-
-def tensors_by_identity(model: nn.Module) -> list[Named]:
-    """The weights and saved buffers of a model, each once."""
-    found: dict[int, Named] = {}
+def tensors_by_identity(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """The weights and saved buffers of a model, each once, with all its names."""
+    found: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), Named(tensor, [])).names.append(name)
+        found.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(found.values())
 
 
@@ -91,28 +117,26 @@ def is_computed_from(config: RunConfig) -> bool:
     return config.method != "full" and (lora.dora or bool(lora.modules_to_save) or lora.init in BASE_CHANGING_INITS)
 
 
-def is_converted(model: PreTrainedModel) -> bool:
-    """Whether transformers makes the weights of this family from others in its files, as far as can be known."""
-    if getattr(model.config, "quantization_config", None) is not None:
-        return True
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError:  # transformers 4
-        return bool(getattr(model, "_checkpoint_conversion_mapping", None))
-    return bool(get_model_conversion_mapping(model, add_legacy=False))
+def tensors_in_files(source: str) -> dict[str, StoredTensor]:
+    """Every tensor of a model by its name in the files; nothing unless these are whole safetensors of floats."""
+    import torch
 
-
-def shapes_in_files(source: str) -> dict[str, tuple[list[int], Path]]:
-    """Shape and file of every tensor of a model by name; nothing if they are not in safetensors files here."""
     try:
         directory = model_dir(source)
         names = weight_names(directory)
         if not all(name.endswith(".safetensors") for name in names):
             return {}
-        tensors = [tensor for name in names for tensor in stored_tensors(directory / name)]
+        tensors = list(itertools.chain.from_iterable(stored_tensors(directory / name) for name in names))
+        sizes = {name: (directory / name).stat().st_size for name in names}
     except (OSError, TrainError):
         return {}
-    return {name: (shape, path) for name, _, shape, path, _, _ in tensors}
+    is_whole = all(offset + size <= sizes[path.name] for *_, path, offset, size in tensors)
+    if not is_whole or not all(dtype in STORED_TYPES for _, dtype, *_ in tensors):
+        return {}
+    return {
+        name: StoredTensor(path, offset, getattr(torch, STORED_TYPES[dtype]), tuple(shape))
+        for name, dtype, shape, path, offset, _ in tensors
+    }
 
 
 def set_sources(model: PreTrainedModel, found: dict[str, StoredWeight]) -> None:

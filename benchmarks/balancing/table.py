@@ -59,9 +59,11 @@ def alone_losses(found):
 
 def means(found, alone):
     """Mean over tasks under each rule, and its change at the best mean against the references, paired by seed."""
-    lines = table_head(["contender", "seeds", *RULES, *(f"against {name}" for name in REFERENCES)])
-    alone_mean = interval([mean(losses.values()) for losses in alone.values()])
-    lines.append(f"| every task alone | {len(alone)} |" + " |" * (len(RULES) - 1) + f" {alone_mean} |" + " |" * 2)
+    references = [name for name in REFERENCES if name in found]
+    lines = table_head(["contender", "seeds", *RULES, *(f"against {name}" for name in references)])
+    if alone:
+        at_best = interval([mean(losses.values()) for losses in alone.values()])
+        lines.append(f"| every task alone | {len(alone)} |" + " |" * (len(RULES) - 1) + f" {at_best} |" + " |" * 2)
     at_best = {
         name: {seed: mean(chosen(run)["best mean"].values()) for seed, run in runs.items()}
         for name, runs in together(found).items()
@@ -69,7 +71,7 @@ def means(found, alone):
     for name in sorted(at_best, key=lambda name: mean(at_best[name].values())):
         picked = [chosen(run) for run in found[name].values()]
         cells = [interval([mean(losses[rule].values()) for losses in picked]) for rule in RULES]
-        for reference in REFERENCES:
+        for reference in references:
             pairs = [(loss, at_best[reference].get(seed)) for seed, loss in at_best[name].items()]
             cells.append(interval([loss / other - 1 for loss, other in pairs if other], "+.1%"))
         lines.append(f"| {name} | {len(picked)} | " + " | ".join(cells) + " |")
@@ -103,13 +105,16 @@ def table_head(names):
 
 def by_task(found, alone):
     """Test loss of every task at its own best checkpoint, and the step of that in equal shares."""
-    tasks = list(next(iter(alone.values())))
-    rows = [["every task alone", *(f"{mean(losses[task] for losses in alone.values()):.3f}" for task in tasks)]]
+    tasks = sorted(next(iter(next(iter(together(found).values())).values()))[0][0])
+    rows = []
+    if alone:
+        rows.append(["every task alone", *(f"{mean(losses[task] for losses in alone.values()):.3f}" for task in tasks)])
     for name, runs in together(found).items():
         own = [chosen(run)["best for each task"] for run in runs.values()]
         rows.append([name, *(f"{mean(losses[task] for losses in own):.3f}" for task in tasks)])
-    steps = [rules(validation)[1] for validation, _ in found["equal"].values()]
-    rows.append(["step of the best, equal", *(f"{mean(each[task] for each in steps):.0f}" for task in tasks)])
+    for name in REFERENCES[-1:] if REFERENCES[-1] in found else list(together(found)):
+        steps = [rules(validation)[1] for validation, _ in found[name].values()]
+        rows.append([f"step of the best, {name}", *(f"{mean(each[task] for each in steps):.0f}" for task in tasks)])
     return "\n".join([*table_head(["contender", *tasks]), *("| " + " | ".join(row) + " |" for row in rows)])
 
 
@@ -118,7 +123,8 @@ def main():
     parser.add_argument("results", type=Path)
     found = read(parser.parse_args().results)
     alone = alone_losses(found)
-    print(means(found, alone), worst_tasks(found, alone), by_task(found, alone), sep="\n\n")
+    tables = [means(found, alone), *([worst_tasks(found, alone)] if alone else []), by_task(found, alone)]
+    print(*tables, sep="\n\n")
 
 
 if __name__ == "__main__":

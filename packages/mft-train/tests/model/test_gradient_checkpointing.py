@@ -8,9 +8,12 @@ from click.testing import CliRunner
 
 from mft_train.cli import main
 from mft_train.config.config import RunConfig
+from mft_train.engine.start import start_engine
+from mft_train.engine.world import read_world
 from mft_train.model.compute import settle_compute
 from mft_train.model.load import empty_model, load_model
 from mft_train.planning.memory import estimate_memory, free_bytes, settle_checkpointing
+from mft_train.planning.rehearsal import Counting
 from mft_train.rows.dataset_dir import open_dataset
 from mft_train.rows.packed_batch import Row, pack_rows
 
@@ -101,3 +104,20 @@ def test_a_run_says_what_it_decided(config, tmp_path):
         result = CliRunner().invoke(main, ["plan", str(path), f"gradient_checkpointing={word}"])
         assert ("gradient checkpointing on" in " ".join(result.stdout.split())) == (word == "on")
     assert "\"gradient_checkpointing\" is 'maybe': input should be True, False or 'auto'" in result.stderr
+
+
+@pytest.mark.usefixtures("other_precision")
+def test_a_forward_pass_that_is_made_again_keeps_no_copies_of_weights(config, make_model, tmp_path, tiny_dataset):
+    base = make_model(tmp_path / "base", hidden_size=256, intermediate_size=704, num_hidden_layers=6)
+    chosen = config(model=str(base), method="full", dtype="bfloat16", gradient_checkpointing=True)
+    compute = settle_compute(chosen, CPU)
+    accelerator = start_engine(chosen, read_world({}), compute).accelerator
+    model = load_model(chosen, compute, open_dataset(str(tiny_dataset)))
+    ids = np.arange(20)
+    batch = pack_rows([Row(ids, np.ones(20), np.array([12, 8]), 0)])
+    with Counting([*model.parameters(), *model.buffers()]) as counting:
+        with accelerator.autocast():
+            loss = model(**batch.forward_keywords()).logits.square().mean()
+        copies = 2 * sum(parameter.numel() for parameter in model.parameters())
+        assert counting.peak < copies / 3, "those of one layer and of what is none"
+        loss.backward()

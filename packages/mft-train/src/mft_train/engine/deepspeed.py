@@ -91,16 +91,17 @@ class DeepSpeedEngine(PlainEngine):
         DeepSpeed would do so itself, but with weights that are float32 already and that rank 0 sends.
         """
         import deepspeed
+        import torch
 
         zero: Any = deepspeed.zero.Init(config_dict_or_path=dict(settings))
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(ready_dtype(parameter))
-            source = source_of(parameter)
+            dtype, source = ready_dtype(parameter), source_of(parameter)
             if source is None:
+                parameter.data = parameter.data.to(dtype)
                 zero._convert_to_zero_parameters([parameter])
                 continue
             shared: Any = parameter
-            shared.data = shared.data.to(zero.local_device)
+            shared.data = torch.empty_like(shared, device=zero.local_device, dtype=dtype)
             zero._convert_to_deepspeed_param(shared)
             shared.partition()
             numbers = self.held(shared)

@@ -81,7 +81,7 @@ def check_engine(config: RunConfig, world_size: int) -> None:
 def start_accelerator(config: RunConfig, world: World, compute: Compute) -> Accelerator:
     """Joins the processes of the run; raises TrainError if other processes run than `world` says."""
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
 
     on_cpu = compute.device.type == "cpu"
     settings: dict[str, Any] = {"timeout": timedelta(seconds=config.timeout_seconds)}
@@ -92,7 +92,8 @@ def start_accelerator(config: RunConfig, world: World, compute: Compute) -> Acce
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if compute.dtype == "bfloat16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(**settings)],
+        # Its cache would keep a copy of every trained weight until the end of a forward pass, which uses each once.
+        kwargs_handlers=[InitProcessGroupKwargs(**settings), AutocastKwargs(cache_enabled=False)],
     )
     if on_cpu:
         # accelerate numbers it as if it were one of several: weights that move from "cpu" to "cpu:0" are copied.

@@ -107,12 +107,9 @@ def estimate_memory(
     )
     if passes is None:
         per_token = activations_per_token(model, is_recomputed=compute.gradient_checkpointing)
-        # Autocast keeps a copy of each trained weight for the backward pass.
-        copies = trained if compute.dtype != "float32" else 0
-        activations = (tokens * per_token + copies) * compute_bytes
+        activations = (tokens * per_token + count_cast(model, config, compute)) * compute_bytes
     else:
-        is_first = config.global_batch_size == config.micro_batch_size * num_processes
-        rest = beside_shares(passes, config, buckets, device["gradients"], is_first=is_first)
+        rest = beside_shares(passes, config, buckets, device["gradients"], num_processes)
         activations = max(0, rest - logits - device["gradients"] - buckets)
     return Memory(
         weights=device["weights"],
@@ -145,18 +142,36 @@ def model_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute, par
     return frozen_bytes + trained * TRAINED_BYTES
 
 
-def beside_shares(passes: Pass, config: RunConfig, buckets: int, gradients: int, *, is_first: bool) -> int:
-    """Most bytes of a pass with its gradients and buckets; `is_first` where a step has one pass, and so begins without.
+def count_cast(model: PreTrainedModel, config: RunConfig, compute: Compute) -> int:
+    """Numbers of trained weights that are there in the compute type too, as autocast makes them.
 
-    DDP's buckets are always there. The other engines keep a share of the gradients, or have them in their buckets,
-    which DeepSpeed makes for a backward pass (stage 3: once).
+    All of them wait for the backward pass, or those of one layer and of what is none where that computes anew. FSDP
+    gathers weights in the compute type.
     """
     distributed = config.distributed
+    if compute.dtype == "float32" or (distributed.engine == "fsdp" and distributed.mixed_precision):
+        return 0
+    trained = count_trained(model)
+    if not compute.gradient_checkpointing:
+        return trained
+    sizes = [count_trained(layer) for layer in decoder_layers(model)]
+    return trained - sum(sizes) + max(sizes, default=0)
+
+
+def beside_shares(passes: Pass, config: RunConfig, buckets: int, gradients: int, num_processes: int) -> int:
+    """Most bytes of a pass with its gradients and buckets; a step's only pass begins without gradients.
+
+    DDP's buckets are always there. The other engines keep a share of the gradients, or have them in their buckets,
+    which DeepSpeed makes for a backward pass (stage 3: once, and joins and cuts into shares what is in them, at the
+    latest when the activations are gone).
+    """
+    distributed = config.distributed
+    is_first = config.global_batch_size == config.micro_batch_size * num_processes
     if distributed.engine not in ("fsdp", "deepspeed"):
         return buckets + (passes.first if is_first else passes.next)
     kept = 0 if is_first else gradients
     if distributed.engine == "deepspeed" and distributed.stage == 3:
-        return gradients + buckets + max(passes.forward, passes.backward)
+        return gradients + buckets + max(passes.forward, passes.backward, buckets + buckets // num_processes)
     return kept + max(passes.forward, passes.backward + buckets)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class DeepSpeedEngine(PlainEngine):
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if self.stage == 3:
             separate_adapters(model)  # weights are gathered for the module that is called
+            let_go_of_weights(model)
         else:
             for name in read_alike(model):
                 weight: Any = model.get_parameter(name)
@@ -207,6 +209,23 @@ class DeepSpeedEngine(PlainEngine):
                     own[name] = value.clone()
                 else:
                     own.setdefault(name, torch.zeros_like(flat))[start : start + len(value)] = value.to(flat.device)
+
+
+def let_go_of_weights(model: nn.Module) -> None:
+    """Lets linear layers keep their weight as it is, not a view of what is gathered, for the backward pass.
+
+    A view holds the gathered numbers of every layer until then; under autocast their copies in its type.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from torch import nn
+
+    def forward(layer: nn.Linear, x: Tensor) -> Tensor:
+        return zero3_linear_wrap(x, layer.weight, layer.bias)
+
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            layer: Any = module
+            layer.forward = functools.partial(forward, layer)
 
 
 def buffer_sizes(config: RunConfig, model: nn.Module) -> dict[str, int]:

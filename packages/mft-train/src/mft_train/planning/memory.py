@@ -145,14 +145,15 @@ def model_bytes(model: PreTrainedModel, config: RunConfig, compute: Compute, par
 def count_cast(model: PreTrainedModel, config: RunConfig, compute: Compute) -> int:
     """Numbers of trained weights that are there in the compute type too, as autocast makes them.
 
-    All of them wait for the backward pass, or those of one layer and of what is none where that computes anew. FSDP
-    gathers weights in the compute type.
+    All of them wait for the backward pass, or those of one layer and of what is none where that computes or casts
+    anew, as under stage 3. FSDP gathers weights in the compute type.
     """
     distributed = config.distributed
     if compute.dtype == "float32" or (distributed.engine == "fsdp" and distributed.mixed_precision):
         return 0
     trained = count_trained(model)
-    if not compute.gradient_checkpointing:
+    is_cast_anew = compute.gradient_checkpointing or (distributed.engine == "deepspeed" and distributed.stage == 3)
+    if not is_cast_anew:
         return trained
     sizes = [count_trained(layer) for layer in decoder_layers(model)]
     return trained - sum(sizes) + max(sizes, default=0)

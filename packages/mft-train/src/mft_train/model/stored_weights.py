@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mft_train.config.config import RunConfig
 
 SOURCE = "stored_weight"  # the attribute of a weight that has no values yet
-MOST_NUMBERS = 1 << 24  # read at a time
+MOST_NUMBERS = 1 << 20  # read at a time
 
 
 @dataclass(frozen=True, slots=True)

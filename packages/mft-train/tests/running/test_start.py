@@ -160,3 +160,17 @@ def test_a_rank_without_the_files_gets_its_shares_from_rank_0(config, tmp_path, 
         Path(folders[1], "base", "model.safetensors").unlink(missing_ok=True)
     weights = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("read", "sent")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_weights_that_are_tied_by_the_config_alone_are_one_line(config, tmp_path, make_model, rank_server):
+    from safetensors.torch import load_file, save_file
+
+    base = make_model(tmp_path / "base", tie_word_embeddings=True)
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, file, {"format": "pt"})
+    printed = tmp_path / "printed.txt"
+    command = ["launch", config, f"model={base}", "method=full", "distributed.engine=fsdp"]
+    assert rank_server.run(2, printed, command) == [1, 1]
+    assert printed.read_text().count("ties weights by its config.json, its files hold different ones") == 2

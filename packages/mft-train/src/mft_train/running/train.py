@@ -189,12 +189,26 @@ def load_weights(
                 load_adapter(model, weights_dir, config.lora.init)
             return model
         if not is_main:
+            check_ties(config, model)
             return model
         set_seed(config.seed)  # an adapter begins as it would in one process
     model = load_model(config, compute, dataset, full_dir, is_placed=not engine.is_filled)
+    if engine.is_filled:
+        check_ties(config, model)
     if config.method != "full" and not (weights_dir and load_adapter(model, weights_dir, config.lora.init)):
         take_from_base(model, config.lora.init)
     return model
+
+
+def check_ties(config: RunConfig, model: PreTrainedModel) -> None:
+    """Raises TrainError, in every rank, if rank 0 has read two weights where hollow models have one, tied."""
+    from accelerate.utils import gather_object
+
+    if len(set(gather_object([len(list(model.parameters()))]))) > 1:
+        raise TrainError(
+            f'model "{config.model}" ties weights by its config.json, its files hold different ones',
+            fix="set tie_word_embeddings to false there",
+        )
 
 
 def all_read_shares(config: RunConfig, model: PreTrainedModel, world: World, full_dir: Path | None) -> bool:

@@ -56,17 +56,24 @@ def tensors_fingerprint(directory: Path) -> str | None:
     Of each the line `["name","dtype",[shape]]` as JSON without spaces and a newline, then the first 4,096 bytes of its
     payload, or all if fewer. It is what mft-merge compares the base with.
     """
-    names = weight_names(directory)
-    if not all(name.endswith(".safetensors") for name in names):
+    tensors = model_tensors(directory)
+    if tensors is None:
         return None
-    tensors = sorted(tensor for name in names for tensor in stored_tensors(directory / name))
     digest = hashlib.sha256()
-    for name, dtype, shape, path, offset, size in tensors:
+    for name, dtype, shape, path, offset, size in sorted(tensors):
         digest.update(orjson.dumps([name, dtype, shape]) + b"\n")
         with path.open("rb") as file:
             file.seek(offset)
             digest.update(file.read(min(SAMPLE_BYTES, size)))
     return digest.hexdigest()
+
+
+def model_tensors(directory: Path) -> list[tuple[str, str, list[int], Path, int, int]] | None:
+    """The tensors in all files of a model, None if those are not safetensors; raises TrainError if there are none."""
+    names = weight_names(directory)
+    if not all(name.endswith(".safetensors") for name in names):
+        return None
+    return [tensor for name in names for tensor in stored_tensors(directory / name)]
 
 
 def stored_tensors(path: Path) -> list[tuple[str, str, list[int], Path, int, int]]:
@@ -90,12 +97,11 @@ def stored_weights(model: str) -> tuple[str | None, int]:
     if not Path(model).is_dir():
         return None, 0
     try:
-        names = weight_names(Path(model))
+        tensors = model_tensors(Path(model))
     except TrainError:
         return None, 0
-    if not all(name.endswith(".safetensors") for name in names):
+    if tensors is None:
         return None, 0
-    tensors = [tensor for name in names for tensor in stored_tensors(Path(model, name))]
     types = {dtype for _, dtype, *_ in tensors}
     only = STORED_TYPES.get(types.pop()) if len(types) == 1 else None
     return only, sum(size for *_, size in tensors)

@@ -13,7 +13,7 @@ from mft_train.model.adapter import add_adapter
 from mft_train.model.base_weights import stored_weights
 from mft_train.model.lora_linear import fuse_adapters
 from mft_train.model.quantization import keep_exact, quantized_loading
-from mft_train.model.stored_weights import exact_dtype, find_stored, set_sources
+from mft_train.model.stored_weights import find_stored, set_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +124,16 @@ def hollow_base(config: RunConfig, compute: Compute, dtype: torch.dtype) -> Any:
                 model._init_weights(module)
     model.tie_weights()
     return model
+
+
+def exact_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The type in which transformers loads a weight: some families keep a few in float32."""
+    import torch
+
+    if dtype not in (torch.float16, torch.bfloat16):
+        return dtype
+    kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    return torch.float32 if any(part in name for part in kept) else dtype
 
 
 def num_embeddings(model: PreTrainedModel) -> int:

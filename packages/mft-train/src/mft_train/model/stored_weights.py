@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mft_train.config.adapter_config import BASE_CHANGING_INITS
 from mft_train.errors import TrainError
-from mft_train.model.base_weights import STORED_TYPES, model_dir, stored_tensors, weight_names
+from mft_train.model.base_weights import STORED_TYPES, model_dir, model_tensors
 from mft_train.model.stored_names import stored_names
 
 if TYPE_CHECKING:
@@ -34,16 +33,17 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-    def read(self, numbers: range) -> Tensor:
-        """Some of them, (len(numbers),)."""
+    def read(self, first: int, flat: Tensor) -> None:
+        """Fills a flat tensor with those from `first` on, in its own type; raises TrainError."""
         import torch
 
-        content = bytearray(len(numbers) * self.dtype.itemsize)
         with self.path.open("rb") as file:
-            file.seek(self.offset + numbers.start * self.dtype.itemsize)
-            if file.readinto(content) != len(content):
-                raise TrainError("the file of weights is cut short", where=str(self.path))
-        return torch.frombuffer(content, dtype=self.dtype)
+            file.seek(self.offset + first * self.dtype.itemsize)
+            for piece in flat.split(MOST_NUMBERS):
+                content = bytearray(len(piece) * self.dtype.itemsize)
+                if file.readinto(content) != len(content):
+                    raise TrainError("the file of weights is cut short", where=str(self.path))
+                piece.copy_(torch.frombuffer(content, dtype=self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,8 @@ class StoredWeight:
             for part in self.parts:
                 end = begin + math.prod(part.shape)
                 first, last = max(begin, numbers.start), min(end, numbers.stop)
-                for start in range(first, last, MOST_NUMBERS):
-                    stop = min(start + MOST_NUMBERS, last)
-                    place = slice(start - numbers.start, stop - numbers.start)
-                    flat[place].copy_(part.read(range(start - begin, stop - begin)))
+                if first < last:
+                    part.read(first - begin, flat[first - numbers.start : last - numbers.start])
                 begin = end
 
 
@@ -122,15 +120,11 @@ def tensors_in_files(source: str) -> dict[str, StoredTensor]:
     import torch
 
     try:
-        directory = model_dir(source)
-        names = weight_names(directory)
-        if not all(name.endswith(".safetensors") for name in names):
-            return {}
-        tensors = list(itertools.chain.from_iterable(stored_tensors(directory / name) for name in names))
-        sizes = {name: (directory / name).stat().st_size for name in names}
+        tensors = model_tensors(model_dir(source)) or []
+        sizes = {path: path.stat().st_size for path in {path for *_, path, _, _ in tensors}}
     except (OSError, TrainError):
         return {}
-    is_whole = all(offset + size <= sizes[path.name] for *_, path, offset, size in tensors)
+    is_whole = all(offset + size <= sizes[path] for *_, path, offset, size in tensors)
     if not is_whole or not all(dtype in STORED_TYPES for _, dtype, *_ in tensors):
         return {}
     return {
@@ -165,13 +159,3 @@ def forget_sources(model: nn.Module) -> None:
     for weight in model.parameters():
         if source_of(weight):
             delattr(weight, SOURCE)
-
-
-def exact_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The type in which transformers loads a weight: some families keep a few in float32."""
-    import torch
-
-    if dtype not in (torch.float16, torch.bfloat16):
-        return dtype
-    kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    return torch.float32 if any(part in name for part in kept) else dtype

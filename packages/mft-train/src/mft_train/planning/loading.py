@@ -54,7 +54,7 @@ def estimate_loading(config: RunConfig, compute: Compute, model: PreTrainedModel
     others = own
     if holds_shares(config.distributed) and config.method != "qlora":
         adapters = count_trained(model) * TRAINED_BYTES * (config.method != "full")
-        base = empty_model(config.model_copy(update={"method": "full"}))
+        base = model if config.method == "full" else empty_model(config.model_copy(update={"method": "full"}))
         if find_stored(base, config, config.model):
             return Loading(adapters + kept, adapters + kept, files)
         # Rank 0 alone reads the model, the others get it piece by piece.
